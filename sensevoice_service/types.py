@@ -1,0 +1,202 @@
+"""The values that travel through the service, and the errors that end a request.
+
+Data goes one way: ``Upload`` → ``Block`` → ``Chunk`` → ``Hypothesis`` → ``Transcript``.
+This module knows neither torch nor fastapi, so that every other module may import it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import BinaryIO, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE_RATE_HZ = 16_000
+LANGUAGES = ("auto", "zh", "en", "yue", "ja", "ko")
+
+FBANK_WINDOW_SAMPLES = 400  # 25 ms
+FBANK_SHIFT_SAMPLES = 160  # 10 ms
+LFR_STACK_FRAMES = 7
+LFR_SHIFT_FRAMES = 6
+FRAME_SAMPLES = FBANK_SHIFT_SAMPLES * LFR_SHIFT_FRAMES  # one encoder frame: 60 ms
+PROMPT_FRAMES = 4  # language, event, emotion, text-norm: ahead of the audio in every input row
+
+
+@dataclass(frozen=True, eq=False)
+class Upload:
+    """One file of a request: ``file`` is seekable, ``name`` is the client's word and never a path."""
+
+    file: BinaryIO
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Consecutive decoded samples: float32 ``(n_samples,)`` in −1…1, mono, 16 kHz."""
+
+    samples: NDArray[np.float32]
+    start_sample: int
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """What a request asks of the recogniser: one of ``LANGUAGES``, and whether to write digits."""
+
+    language: str = "auto"
+    use_itn: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """A stretch of one file that the model sees at once.
+
+    ``samples`` is float32 ``(n_samples,)``, ``start_sample`` counts from the start of the file at
+    16 kHz, and the first ``overlap_samples`` are also the end of the chunk before it.
+    """
+
+    samples: NDArray[np.float32]
+    start_sample: int
+    index: int
+    options: DecodeOptions
+    overlap_samples: int = 0
+
+    @property
+    def end_sample(self) -> int:
+        return self.start_sample + len(self.samples)
+
+    @property
+    def n_frames(self) -> int:
+        """Encoder frames, prompts included: what the chunk costs in a batch."""
+        return PROMPT_FRAMES + lfr_frames(len(self.samples))
+
+
+def fbank_frames(n_samples: int) -> int:
+    """10 ms frames of a waveform; one shorter than a window is padded to give a single frame."""
+    return max(1, 1 + (n_samples - FBANK_WINDOW_SAMPLES) // FBANK_SHIFT_SAMPLES)
+
+
+def lfr_frames(n_samples: int) -> int:
+    """60 ms low-frame-rate frames of a waveform, without prompts."""
+    return -(-fbank_frames(n_samples) // LFR_SHIFT_FRAMES)
+
+
+@dataclass(frozen=True, eq=False)
+class Hypothesis:
+    """What the model heard in one chunk: greedy CTC, repeats joined, blanks dropped.
+
+    ``token_ids``, ``first_frames`` and ``last_frames`` are int32 ``(n_tokens,)``; frames are 60 ms
+    long and count from the start of the chunk (prompts excluded). ``prompt_ids`` are the arg-max
+    ids at the four prompt positions: language, emotion, event and text-norm tags.
+    """
+
+    token_ids: NDArray[np.int32]
+    first_frames: NDArray[np.int32]
+    last_frames: NDArray[np.int32]
+    prompt_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """A hypothesis with its place in the file: what is left of a chunk when its samples are gone."""
+
+    start_sample: int
+    end_sample: int
+    overlap_samples: int
+    hypothesis: Hypothesis
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of speech on the file's own clock, seconds."""
+
+    start_s: float
+    end_s: float
+    text: str
+    language: str
+    emotion: str
+    events: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The answer for one file. ``language`` and ``emotion`` are those of most of the speech."""
+
+    text: str
+    language: str
+    emotion: str
+    events: tuple[str, ...]
+    duration_s: float
+    segments: tuple[Segment, ...]
+
+
+class ModelError(Exception):
+    """The model cannot be used: ends the start with exit code 3, its message says what to do."""
+
+
+class ServiceError(Exception):
+    """Ends a request, or one file of it, with an HTTP status and a message for the client."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(ServiceError):
+    status, code = 422, "invalid_request"
+
+
+class MalformedBody(ServiceError):
+    status, code = 400, "malformed_body"
+
+
+class UnsupportedBody(ServiceError):
+    status, code = 415, "unsupported_media_type"
+
+
+class EmptyFile(ServiceError):
+    status, code = 400, "empty_file"
+
+
+class UnsupportedAudio(ServiceError):
+    """The bytes are no audio that the service decodes."""
+
+    status, code = 415, "unsupported_audio"
+
+
+class CorruptAudio(ServiceError):
+    """Audio by its header, but damaged or cut off."""
+
+    status, code = 422, "corrupt_audio"
+
+
+class UploadTooLarge(ServiceError):
+    status, code = 413, "upload_too_large"
+
+
+class AudioTooLong(ServiceError):
+    status, code = 413, "audio_too_long"
+
+
+class Overloaded(ServiceError):
+    """No slot, no memory or no time left in the waiting line; worth trying again."""
+
+    status, code = 503, "overloaded"
+
+
+class NotReady(ServiceError):
+    """The model is still loading, or the service is stopping."""
+
+    status, code = 503, "not_ready"
+
+
+class InferenceFailed(ServiceError):
+    status, code = 500, "inference_failed"
