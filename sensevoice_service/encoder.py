@@ -1,0 +1,222 @@
+"""SenseVoiceSmall's network: four prompts, a SANM encoder and a CTC head.
+
+SANM is self-attention with a depthwise convolution (an FSMN memory block) over the values beside
+it: Gao et al., "SAN-M: Memory Equipped Self-Attention for End-to-End Speech Recognition",
+https://arxiv.org/abs/2006.01713. Parameters carry the names and shapes of FunASR's
+``funasr/models/sense_voice/model.py``, so that a published checkpoint loads as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sensevoice_service.types import PROMPT_FRAMES
+
+PROMPT_ROWS = 16
+EVENT_ROW, EMOTION_ROW = 1, 2
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The dimensions of a SenseVoiceSmall; ``input_size`` is the width of an LFR feature."""
+
+    vocab_size: int
+    input_size: int = 560
+    output_size: int = 512
+    attention_heads: int = 4
+    linear_units: int = 2048
+    num_blocks: int = 50
+    tp_blocks: int = 20
+    kernel_size: int = 11
+
+    @classmethod
+    def from_yaml(cls, config: Mapping[str, Any], vocab_size: int) -> EncoderConfig:
+        """Read ``encoder_conf`` and ``frontend_conf`` of FunASR's ``config.yaml``.
+
+        Raises ``ValueError`` where the configuration asks for a network that this is not.
+        """
+        encoder, frontend = config["encoder_conf"], config["frontend_conf"]
+        if not encoder.get("normalize_before", True) or encoder.get("sanm_shfit", 0):
+            raise ValueError("only pre-norm SANM with sanm_shfit 0 is known")
+        return cls(
+            vocab_size=vocab_size,
+            input_size=frontend["n_mels"] * frontend["lfr_m"],
+            output_size=encoder["output_size"],
+            attention_heads=encoder["attention_heads"],
+            linear_units=encoder["linear_units"],
+            num_blocks=encoder["num_blocks"],
+            tp_blocks=encoder["tp_blocks"],
+            kernel_size=encoder["kernel_size"],
+        )
+
+
+def sinusoidal_positions(n_frames: int, depth: int) -> Tensor:
+    """Float32 ``(n_frames, depth)``, counted from 1: sines in the first half, cosines after."""
+    half = depth // 2
+    step = math.log(10_000) / (half - 1)
+    rates = torch.exp(torch.arange(half, dtype=torch.float32) * -step)
+    angles = torch.arange(1, n_frames + 1, dtype=torch.float32)[:, None] * rates
+    return torch.cat((angles.sin(), angles.cos()), dim=1)
+
+
+@dataclass(frozen=True)
+class PaddingMask:
+    """Which frames of a padded batch are real; both are ``None`` when none is padding."""
+
+    keys: Tensor | None  # bool (B, 1, 1, T), for attention
+    frames: Tensor | None  # float (B, T, 1), for the convolution
+
+    @classmethod
+    def of(cls, n_frames: Tensor, n_max_frames: int, dtype: torch.dtype) -> PaddingMask:
+        real = torch.arange(n_max_frames, device=n_frames.device) < n_frames[:, None]
+        return cls(keys=real[:, None, None, :], frames=real[:, :, None].to(dtype))
+
+
+class SanmAttention(nn.Module):
+    """Self-attention over ``(B, T, n_in)`` plus the FSMN memory of its values: ``(B, T, n_out)``."""
+
+    def __init__(self, n_in: int, n_out: int, n_heads: int, kernel_size: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.linear_q_k_v = nn.Linear(n_in, 3 * n_out)
+        self.linear_out = nn.Linear(n_out, n_out)
+        self.fsmn_block = nn.Conv1d(
+            n_out, n_out, kernel_size, padding=(kernel_size - 1) // 2, groups=n_out, bias=False
+        )
+
+    def forward(self, x: Tensor, mask: PaddingMask) -> Tensor:
+        batch, n_frames, _ = x.shape
+        query, key, value = self.linear_q_k_v(x).chunk(3, dim=-1)
+        heads = (t.view(batch, n_frames, self.n_heads, -1).transpose(1, 2) for t in (query, key, value))
+        context = F.scaled_dot_product_attention(*heads, attn_mask=mask.keys)
+        context = context.transpose(1, 2).reshape(batch, n_frames, -1)
+        return self.linear_out(context) + self.memory(value, mask)
+
+    def memory(self, value: Tensor, mask: PaddingMask) -> Tensor:
+        """Padding is zeroed before the convolution, so that no row feels its neighbours."""
+        if mask.frames is not None:
+            value = value * mask.frames
+        out = self.fsmn_block(value.transpose(1, 2)).transpose(1, 2) + value
+        return out if mask.frames is None else out * mask.frames
+
+
+class FeedForward(nn.Module):
+    def __init__(self, size: int, hidden_units: int) -> None:
+        super().__init__()
+        self.w_1 = nn.Linear(size, hidden_units)
+        self.w_2 = nn.Linear(hidden_units, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w_2(F.relu(self.w_1(x)))
+
+
+class SanmLayer(nn.Module):
+    """Pre-norm attention and feed-forward; no residual round the attention if the width changes."""
+
+    def __init__(self, n_in: int, config: EncoderConfig) -> None:
+        super().__init__()
+        n_out = config.output_size
+        self.self_attn = SanmAttention(n_in, n_out, config.attention_heads, config.kernel_size)
+        self.feed_forward = FeedForward(n_out, config.linear_units)
+        self.norm1 = nn.LayerNorm(n_in)
+        self.norm2 = nn.LayerNorm(n_out)
+
+    def forward(self, x: Tensor, mask: PaddingMask) -> Tensor:
+        attended = self.self_attn(self.norm1(x), mask)
+        x = x + attended if x.shape == attended.shape else attended
+        return x + self.feed_forward(self.norm2(x))
+
+
+class SanmEncoder(nn.Module):
+    """``num_blocks`` layers, a norm, ``tp_blocks`` layers more, a norm."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        size = config.output_size
+        self.scale = math.sqrt(size)
+        self.encoders0 = nn.ModuleList([SanmLayer(config.input_size, config)])
+        self.encoders = nn.ModuleList(SanmLayer(size, config) for _ in range(config.num_blocks - 1))
+        self.tp_encoders = nn.ModuleList(SanmLayer(size, config) for _ in range(config.tp_blocks))
+        self.after_norm = nn.LayerNorm(size)
+        self.tp_norm = nn.LayerNorm(size)
+        self.register_buffer("positions", torch.empty(0, config.input_size), persistent=False)
+
+    def forward(self, x: Tensor, n_frames: Tensor | None) -> Tensor:
+        """``(B, T, input_size)`` to ``(B, T, output_size)``; ``n_frames (B,)`` if rows are padded.
+
+        Every row needs at least one real frame: attention over none is NaN.
+        """
+        x = x * self.scale + self._positions(x)
+        if n_frames is None:
+            mask = PaddingMask(None, None)
+        else:
+            mask = PaddingMask.of(n_frames, x.shape[1], x.dtype)
+        for layer in (*self.encoders0, *self.encoders):
+            x = layer(x, mask)
+        x = self.after_norm(x)
+        for layer in self.tp_encoders:
+            x = layer(x, mask)
+        return self.tp_norm(x)
+
+    def _positions(self, x: Tensor) -> Tensor:
+        """Made in fp32 and rounded once: past 256 the frame number itself is inexact in bf16."""
+        n_frames, depth = x.shape[1:]
+        if len(self.positions) < n_frames:
+            self.positions = sinusoidal_positions(max(512, 2 * n_frames), depth).to(x.device)
+        return self.positions[:n_frames].to(x.dtype)
+
+
+class CtcHead(nn.Module):
+    def __init__(self, size: int, vocab_size: int) -> None:
+        super().__init__()
+        self.ctc_lo = nn.Linear(size, vocab_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.ctc_lo(hidden)
+
+
+class SenseVoice(nn.Module):
+    """The whole network, from LFR features to CTC logits; blank is token 0."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = SanmEncoder(config)
+        self.ctc = CtcHead(config.output_size, config.vocab_size)
+        self.embed = nn.Embedding(PROMPT_ROWS, config.input_size)
+
+    def encode(
+        self,
+        features: Tensor,
+        n_frames: Tensor | None,
+        language_rows: Tensor,
+        textnorm_rows: Tensor,
+    ) -> Tensor:
+        """Put the prompts ahead of the features and run the encoder.
+
+        ``features`` is ``(B, T, input_size)``, ``n_frames (B,)`` counts each row's real frames
+        (``None``: all of them), the two rows ``(B,)`` index the prompt embedding. Returns
+        ``(B, 4 + T, output_size)``. ``features`` is left as it was.
+        """
+        batch = len(features)
+        fixed = features.new_tensor((EVENT_ROW, EMOTION_ROW), dtype=torch.long).expand(batch, 2)
+        rows = torch.cat((language_rows[:, None], fixed, textnorm_rows[:, None]), dim=1)
+        x = torch.cat((self.embed(rows).to(features.dtype), features), dim=1)
+        return self.encoder(x, None if n_frames is None else n_frames + PROMPT_FRAMES)
+
+    def forward(
+        self,
+        features: Tensor,
+        n_frames: Tensor | None,
+        language_rows: Tensor,
+        textnorm_rows: Tensor,
+    ) -> Tensor:
+        """Logits ``(B, 4 + T, vocab_size)``; arguments as for ``encode``."""
+        return self.ctc(self.encode(features, n_frames, language_rows, textnorm_rows))
