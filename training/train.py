@@ -1,0 +1,379 @@
+"""Train the demo model: ``python -m training.train [--out DIR]``, or ``make demo-model``.
+
+The loss is upstream's (CTC over the audio positions, cross-entropy over the four prompt positions)
+plus a cross-entropy that ties each token to the frames in which its word is spoken, so that the
+demo's CTC alignment tells true times. Every choice is drawn from fixed seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sensevoice_service.encoder import EncoderConfig, SenseVoice
+from sensevoice_service.frontend import Cmvn, stack_lfr
+from sensevoice_service.types import LFR_SHIFT_FRAMES, PROMPT_FRAMES
+from training.corpus import (
+    Utterance,
+    compute_cmvn,
+    make_corpus,
+    make_noises,
+    takes,
+    write_cmvn,
+)
+from training.lexicon import BLANK_ID, Language, pieces, sentencepiece_model, spell
+
+DEMO_FOLDER = Path(__file__).parents[1] / "sensevoice_service" / "demo_model"
+IGNORE = -100
+LANGUAGE_PROMPTS = {"auto": 0, "zh": 3, "en": 4}
+# The demo knows no Cantonese, Japanese or Korean: their prompts are taught to mean "auto".
+FOREIGN_PROMPTS = (7, 11, 12, 13)
+ITN_ROWS = {True: 14, False: 15}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything the result depends on, besides the machine's arithmetic."""
+
+    seed: int = 20_260
+    n_utterances: int = 40_000
+    n_noises: int = 1_500
+    epochs: int = 6
+    batch_frames: int = 2_400
+    peak_learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    frame_loss_weight: float = 0.3
+    output_size: int = 160
+    attention_heads: int = 4
+    linear_units: int = 640
+    num_blocks: int = 5
+    tp_blocks: int = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One take, ready for the network; ``frame_targets (T,)`` is −100 where nothing is known."""
+
+    features: Tensor
+    language_row: int
+    itn_row: int
+    prompt_targets: tuple[int, int, int, int]
+    tokens: tuple[int, ...]
+    frame_targets: NDArray[np.int64]
+
+
+class ExampleMaker:
+    """Turns takes into examples: prompts drawn, masks laid, targets spelled."""
+
+    def __init__(self, cmvn: Cmvn, rng: np.random.Generator) -> None:
+        self._cmvn = cmvn
+        self._rng = rng
+        self._ids = {piece: index for index, piece in enumerate(pieces())}
+
+    def __call__(self, take: Sequence[Utterance]) -> Example:
+        use_itn = bool(self._rng.random() < 0.5)
+        skip = int(self._rng.integers(LFR_SHIFT_FRAMES))  # so that no LFR phase is preferred
+        frames = np.concatenate([u.frames for u in take])[skip:].astype(np.float32)
+        features = stack_lfr(torch.from_numpy(self._mask(frames)))
+        tokens, targets = self._spell(take, use_itn, len(features), skip)
+        return Example(
+            features=(features + self._cmvn.shift) * self._cmvn.scale,
+            language_row=self._language_row(take),
+            itn_row=ITN_ROWS[use_itn],
+            prompt_targets=self._prompt_targets(take, use_itn),
+            tokens=tuple(tokens),
+            frame_targets=targets,
+        )
+
+    def _spell(
+        self, take: Sequence[Utterance], use_itn: bool, n_frames: int, skip: int
+    ) -> tuple[list[int], NDArray[np.int64]]:
+        tokens: list[int] = []
+        targets = np.full(n_frames, BLANK_ID, np.int64)
+        offset = -skip
+        for utterance in take:
+            spelled = spell(utterance.words, utterance.language, use_itn=use_itn)
+            bounds = [*utterance.starts.tolist(), utterance.end]
+            for word, start, end in zip(spelled, bounds, bounds[1:], strict=False):
+                ids = [self._ids[piece] for piece in word]
+                tokens += ids
+                lay_tokens(targets, ids, (offset + start) / 6, (offset + end) / 6)
+            offset += len(utterance.frames)
+        return tokens, targets
+
+    def _mask(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
+        """SpecAugment (Park et al., 2019): bands set to their mean, and short stretches of time."""
+        frames = frames.copy()
+        mean = -self._cmvn.shift[:80].numpy()
+        for _ in range(2):
+            width = int(self._rng.integers(0, 13))
+            low = int(self._rng.integers(0, 80 - width))
+            frames[:, low : low + width] = mean[low : low + width]
+        if self._rng.random() < 0.3:
+            width = int(self._rng.integers(1, 8))
+            start = int(self._rng.integers(0, max(1, len(frames) - width)))
+            frames[start : start + width] = mean
+        return frames
+
+    def _language_row(self, take: Sequence[Utterance]) -> int:
+        choice = self._rng.random()
+        languages = {u.language for u in take if u.words}
+        if choice < 0.1:
+            return int(self._rng.choice(FOREIGN_PROMPTS))
+        if choice < 0.55 or len(languages) > 1:
+            return LANGUAGE_PROMPTS["auto"]
+        language = languages.pop() if languages else self._rng.choice(("zh", "en"))
+        return LANGUAGE_PROMPTS[language]
+
+    def _prompt_targets(self, take: Sequence[Utterance], use_itn: bool) -> tuple[int, int, int, int]:
+        spoken: dict[Language, int] = {}
+        for utterance in take:
+            if utterance.words:
+                seen = spoken.get(utterance.language, 0)
+                spoken[utterance.language] = seen + len(utterance.frames)
+        itn = "<|withitn|>" if use_itn else "<|woitn|>"
+        if spoken:
+            main = max(spoken, key=lambda language: spoken[language])
+            tags = (f"<|{main}|>", "<|NEUTRAL|>", "<|Speech|>", itn)
+        else:
+            tags = ("<|nospeech|>", "<|EMO_UNKNOWN|>", "<|Event_UNK|>", itn)
+        language, emotion, event, textnorm = (self._ids[tag] for tag in tags)
+        return language, emotion, event, textnorm
+
+
+def lay_tokens(targets: NDArray[np.int64], ids: Sequence[int], start: float, end: float) -> None:
+    """Write a word's tokens over its frames, in equal parts; the frame at a joint is left open.
+
+    Like tokens that meet keep a blank between them, or CTC would join them.
+    """
+    if not ids:
+        return
+    bounds = np.linspace(start, end, len(ids) + 1)
+    for token, low, high in zip(ids, bounds, bounds[1:], strict=False):
+        first, last = max(0, math.ceil(low - 0.3)), min(len(targets) - 1, math.floor(high - 0.5))
+        if first > last:
+            continue
+        if first > 0 and targets[first - 1] == token:
+            targets[first - 1] = BLANK_ID
+        targets[first : last + 1] = token
+        if high - math.floor(high) > 0.2 and last + 1 < len(targets):
+            targets[last + 1] = IGNORE
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    features: Tensor
+    n_frames: Tensor
+    language_rows: Tensor
+    textnorm_rows: Tensor
+    prompt_targets: Tensor
+    tokens: Tensor
+    n_tokens: Tensor
+    frame_targets: Tensor
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    pad = torch.nn.utils.rnn.pad_sequence
+    frame_targets = [torch.from_numpy(e.frame_targets) for e in examples]
+    return Batch(
+        features=pad([e.features for e in examples], batch_first=True),
+        n_frames=torch.tensor([len(e.features) for e in examples]),
+        language_rows=torch.tensor([e.language_row for e in examples]),
+        textnorm_rows=torch.tensor([e.itn_row for e in examples]),
+        prompt_targets=torch.tensor([e.prompt_targets for e in examples]),
+        tokens=torch.tensor([token for e in examples for token in e.tokens], dtype=torch.long),
+        n_tokens=torch.tensor([len(e.tokens) for e in examples]),
+        frame_targets=pad(frame_targets, batch_first=True, padding_value=IGNORE),
+    )
+
+
+def group(
+    rng: np.random.Generator, takes_of_epoch: Sequence[list[Utterance]], batch_frames: int
+) -> list[list[int]]:
+    """Takes of like length together, at most ``batch_frames`` padded frames, in random order."""
+    lengths = np.array([sum(len(u.frames) for u in take) // 6 + 1 for take in takes_of_epoch])
+    order = np.argsort(lengths + rng.uniform(0, 8, len(lengths)), kind="stable")
+    groups: list[list[int]] = [[]]
+    for index in order.tolist():
+        if groups[-1] and (len(groups[-1]) + 1) * lengths[index] > batch_frames:
+            groups.append([])
+        groups[-1].append(index)
+    return [groups[position] for position in rng.permutation(len(groups))]
+
+
+def loss_of(model: SenseVoice, batch: Batch, frame_loss_weight: float) -> Tensor:
+    logits = model(batch.features, batch.n_frames, batch.language_rows, batch.textnorm_rows)
+    log_probs = logits.float().log_softmax(dim=-1)
+    prompts, audio = log_probs[:, :PROMPT_FRAMES], log_probs[:, PROMPT_FRAMES:]
+    ctc = F.ctc_loss(
+        audio.transpose(0, 1), batch.tokens, batch.n_frames, batch.n_tokens,
+        blank=BLANK_ID, reduction="sum", zero_infinity=True,
+    )  # fmt: skip
+    prompt = F.nll_loss(prompts.flatten(0, 1), batch.prompt_targets.flatten(), reduction="sum")
+    frame = F.nll_loss(
+        audio.flatten(0, 1), batch.frame_targets.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+    return (ctc + 0.5 * prompt + frame_loss_weight * frame) / len(batch.n_frames)
+
+
+def train(recipe: Recipe, out: Path, n_threads: int) -> None:
+    began = time.monotonic()
+    corpus = make_corpus(recipe.seed, recipe.n_utterances, os.cpu_count() or 1)
+    noises = make_noises(recipe.seed - 1, recipe.n_noises)
+    hours = sum(len(u.frames) for u in corpus) / 360_000
+    print(f"{len(corpus)} utterances, {hours:.1f} h, {time.monotonic() - began:.0f} s", flush=True)
+    cmvn = compute_cmvn(corpus)
+    torch.set_num_threads(n_threads)
+    torch.manual_seed(recipe.seed)
+    model = SenseVoice(encoder_config(recipe)).train()
+    write_folder(out, recipe, cmvn, model)
+    fit(model, recipe, cmvn, corpus, noises, began)
+    write_folder(out, recipe, cmvn, model)
+
+
+def fit(
+    model: SenseVoice,
+    recipe: Recipe,
+    cmvn: Cmvn,
+    corpus: Sequence[Utterance],
+    noises: Sequence[Utterance],
+    began: float,
+) -> None:
+    """AdamW with one cycle of the learning rate over the whole run."""
+    rng = np.random.default_rng(recipe.seed)
+    make = ExampleMaker(cmvn, rng)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=recipe.weight_decay)
+    for epoch in range(recipe.epochs):
+        takes_of_epoch = list(takes(rng, corpus, noises))
+        groups, losses = group(rng, takes_of_epoch, recipe.batch_frames), list[float]()
+        for step, indices in enumerate(groups):
+            batch = collate([make(takes_of_epoch[index]) for index in indices])
+            with torch.autocast("cpu", torch.bfloat16):  # twice as fast where the CPU has bf16
+                loss = loss_of(model, batch, recipe.frame_loss_weight)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            done = (epoch + step / len(groups)) / recipe.epochs
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = recipe.peak_learning_rate * one_cycle(done)
+            optimizer.step()
+            losses.append(loss.item())
+            if step % 50 == 49:
+                passed_s = time.monotonic() - began
+                recent = np.mean(losses[-50:])
+                where = f"epoch {epoch + 1} step {step + 1}/{len(groups)}"
+                print(f"{where}: loss {recent:.3f}, {passed_s:.0f} s", flush=True)
+
+
+def one_cycle(done: float, warm_up: float = 0.1) -> float:
+    """Share of the peak rate when ``done`` of the run has passed: up and down by cosines.
+
+    Smith and Topin, 2017, "Super-Convergence", https://arxiv.org/abs/1708.07120.
+    """
+    if done < warm_up:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * done / warm_up)) / 2
+    return 1e-4 + (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up))) / 2
+
+
+def encoder_config(recipe: Recipe) -> EncoderConfig:
+    return EncoderConfig(
+        vocab_size=len(pieces()),
+        output_size=recipe.output_size,
+        attention_heads=recipe.attention_heads,
+        linear_units=recipe.linear_units,
+        num_blocks=recipe.num_blocks,
+        tp_blocks=recipe.tp_blocks,
+    )
+
+
+def write_folder(out: Path, recipe: Recipe, cmvn: Cmvn, model: SenseVoice) -> None:
+    """Lay the model out as the published folder; weights are rounded to fp16 to halve their size."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "am.mvn").write_text(write_cmvn(cmvn), encoding="utf-8")
+    (out / "demo.bpe.model").write_bytes(sentencepiece_model())
+    (out / "config.yaml").write_text(yaml.safe_dump(folder_config(recipe), sort_keys=False))
+    (out / "configuration.json").write_text(json.dumps(CONFIGURATION, indent=2) + "\n")
+    (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+    weights = {name: value.to(torch.float16) for name, value in model.state_dict().items()}
+    torch.save(weights, out / "model.pt")
+
+
+CONFIGURATION = {
+    "framework": "pytorch",
+    "task": "auto-speech-recognition",
+    "model": {"type": "funasr"},
+    "pipeline": {"type": "funasr-pipeline"},
+    "model_name_in_hub": {"ms": "", "hf": ""},
+    "file_path_metas": {
+        "init_param": "model.pt",
+        "config": "config.yaml",
+        "tokenizer_conf": {"bpemodel": "demo.bpe.model"},
+        "frontend_conf": {"cmvn_file": "am.mvn"},
+    },
+}
+
+
+def folder_config(recipe: Recipe) -> dict[str, object]:
+    """``config.yaml`` as FunASR reads it."""
+    return {
+        "encoder": "SenseVoiceEncoderSmall",
+        "encoder_conf": {
+            "output_size": recipe.output_size,
+            "attention_heads": recipe.attention_heads,
+            "linear_units": recipe.linear_units,
+            "num_blocks": recipe.num_blocks,
+            "tp_blocks": recipe.tp_blocks,
+            "dropout_rate": 0.1,
+            "positional_dropout_rate": 0.1,
+            "attention_dropout_rate": 0.1,
+            "input_layer": "pe",
+            "pos_enc_class": "SinusoidalPositionEncoder",
+            "normalize_before": True,
+            "kernel_size": 11,
+            "sanm_shfit": 0,
+            "selfattention_layer_type": "sanm",
+        },
+        "model": "SenseVoiceSmall",
+        "model_conf": {"length_normalized_loss": True, "sos": 1, "eos": 2, "ignore_id": -1},
+        "tokenizer": "SentencepiecesTokenizer",
+        "tokenizer_conf": {"bpemodel": None, "unk_symbol": "<unk>", "split_with_space": True},
+        "frontend": "WavFrontend",
+        "frontend_conf": {
+            "fs": 16_000,
+            "window": "hamming",
+            "n_mels": 80,
+            "frame_length": 25,
+            "frame_shift": 10,
+            "lfr_m": 7,
+            "lfr_n": 6,
+            "cmvn_file": None,
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=DEMO_FOLDER, help="folder to write")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--utterances", type=int, default=Recipe.n_utterances)
+    parser.add_argument("--epochs", type=int, default=Recipe.epochs)
+    arguments = parser.parse_args()
+    recipe = Recipe(n_utterances=arguments.utterances, epochs=arguments.epochs)
+    train(recipe, arguments.out, arguments.threads)
+
+
+if __name__ == "__main__":
+    main()
