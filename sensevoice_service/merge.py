@@ -1,0 +1,265 @@
+"""Hypotheses of a file's chunks → one transcript, with the seams of overlapping chunks mended.
+
+In an overlap both chunks hold the same words, less surely near their own edges, where words are
+cut. The two readings are aligned by id and time, and one gives way to the other at a token that
+both have, as near to the middle as there is one, and between two words rather than inside one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from sensevoice_service.tags import (
+    NO_SPEECH,
+    UNKNOWN_EMOTION,
+    UNKNOWN_LANGUAGE,
+    Tags,
+    Vocabulary,
+    distinct,
+    join_texts,
+)
+from sensevoice_service.types import (
+    FRAME_SAMPLES,
+    SAMPLE_RATE_HZ,
+    ChunkResult,
+    Segment,
+    Transcript,
+)
+
+_SAME_TOKEN_SAMPLES = SAMPLE_RATE_HZ * 3 // 10  # two hearings of one token are nearer than this
+_WORD_SAMPLES = SAMPLE_RATE_HZ // 2  # a lost word weighs as much as this distance
+_EDGE_SAMPLES = SAMPLE_RATE_HZ * 3 // 10  # tokens this near to a chunk's edge are doubtful
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of text on the file's clock."""
+
+    id: int
+    start_sample: int
+    end_sample: int
+
+
+@dataclass(frozen=True)
+class _Overlap:
+    """The stretch that two chunks share."""
+
+    start_sample: int
+    stop_sample: int
+
+    @property
+    def middle(self) -> float:
+        return (self.start_sample + self.stop_sample) / 2
+
+    def inner(self) -> tuple[float, float]:
+        """Without the doubtful edges, but never less than the middle half."""
+        margin = min(_EDGE_SAMPLES, (self.stop_sample - self.start_sample) / 4)
+        return self.start_sample + margin, self.stop_sample - margin
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a chunk adds to the transcript."""
+
+    tokens: list[Token]
+    tags: Tags
+    events: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Splice:
+    """Go from ``left[:n_left]`` to ``right[n_right:]``."""
+
+    n_left: int
+    n_right: int
+
+
+def merge(results: Sequence[ChunkResult], vocabulary: Vocabulary, n_samples: int) -> Transcript:
+    """The transcript of a file of ``n_samples`` from the results of all its chunks, in order.
+
+    A segment for each chunk that adds text. Times never run backwards and stay within the file.
+    ``language`` and ``emotion`` are those with the most tokens; unknown ones count only where
+    there is nothing else.
+    """
+    heard = [_tokens(result, vocabulary, n_samples) for result in results]
+    for k, result in enumerate(results[1:], start=1):
+        if result.overlap_samples:
+            overlap = _Overlap(result.start_sample, result.start_sample + result.overlap_samples)
+            heard[k - 1], heard[k] = _mend(heard[k - 1], heard[k], overlap, vocabulary)
+    parts = [_part(*pair, vocabulary) for pair in zip(results, heard, strict=True)]
+    segments = _segments(parts, vocabulary)
+    voters = [part for part in parts if part.tokens] or parts
+    return Transcript(
+        text=join_texts(segment.text for segment in segments),
+        language=_most(((p.tags.language, len(p.tokens)) for p in voters), UNKNOWN_LANGUAGE),
+        emotion=_most(((p.tags.emotion, len(p.tokens)) for p in voters), UNKNOWN_EMOTION),
+        events=distinct(event for part in parts for event in part.events),
+        duration_s=n_samples / SAMPLE_RATE_HZ,
+        segments=segments,
+    )
+
+
+def _tokens(result: ChunkResult, vocabulary: Vocabulary, n_samples: int) -> list[Token]:
+    hypothesis = result.hypothesis
+    end = min(result.end_sample, n_samples)
+    frames = zip(
+        hypothesis.token_ids.tolist(),
+        hypothesis.first_frames.tolist(),
+        hypothesis.last_frames.tolist(),
+        strict=True,
+    )
+    return [
+        Token(
+            token_id,
+            min(result.start_sample + first * FRAME_SAMPLES, end),
+            min(result.start_sample + (last + 1) * FRAME_SAMPLES, end),
+        )
+        for token_id, first, last in frames
+        if vocabulary.is_text(token_id)
+    ]
+
+
+def _part(result: ChunkResult, tokens: list[Token], vocabulary: Vocabulary) -> _Part:
+    hypothesis = result.hypothesis
+    tags = vocabulary.tags(hypothesis.prompt_ids)
+    body_events = vocabulary.body_events(hypothesis.token_ids.tolist())
+    return _Part(tokens, tags, distinct(tags.events + body_events))
+
+
+def _mend(
+    left: list[Token], right: list[Token], overlap: _Overlap, vocabulary: Vocabulary
+) -> tuple[list[Token], list[Token]]:
+    """Leave each word of the overlap on one side only."""
+    splice = _splice(left, right, overlap, vocabulary)
+    if splice is None:
+        return left, right
+    kept = right[splice.n_right :]
+    # A word that the splice runs through belongs to the side that begins it.
+    n_rest = _word_start(kept, 0, vocabulary)
+    return left[: splice.n_left] + kept[:n_rest], kept[n_rest:]
+
+
+def _splice(
+    left: list[Token], right: list[Token], overlap: _Overlap, vocabulary: Vocabulary
+) -> _Splice | None:
+    """``None`` where one side heard nothing in the overlap, so that nothing is there twice."""
+    earliest = overlap.start_sample - _SAME_TOKEN_SAMPLES
+    n_before = sum(token.start_sample < earliest for token in left)
+    latest = overlap.stop_sample + _SAME_TOKEN_SAMPLES
+    n_shared = sum(token.start_sample < latest for token in right)
+    matches = _align(left[n_before:], right[:n_shared])
+    if matches:
+        shifted = [(n_before + i, j) for i, j in matches]
+        return _best_match(right, shifted, overlap, vocabulary)
+    left_is_silent = all(token.start_sample < overlap.start_sample for token in left)
+    right_is_silent = all(token.start_sample >= overlap.stop_sample for token in right)
+    if left_is_silent or right_is_silent:
+        return None
+    time = _cut_time(left, right, overlap, vocabulary)
+    return _Splice(*(_first_word(side, time, overlap, vocabulary) for side in (left, right)))
+
+
+def _align(left: list[Token], right: list[Token]) -> list[tuple[int, int]]:
+    """Index pairs of a common subsequence, weighted by how near in time its tokens are.
+
+    The weight falls from 1 to 0 with the square of the distance, so that among repeated words
+    those of one moment are matched, even if a shift would match one more.
+    """
+    best = [[0.0] * (len(right) + 1) for _ in range(len(left) + 1)]
+    for i in reversed(range(len(left))):
+        for j in reversed(range(len(right))):
+            matched = _nearness(left[i], right[j])
+            matched = matched + best[i + 1][j + 1] if matched else 0.0
+            best[i][j] = max(matched, best[i + 1][j], best[i][j + 1])
+    pairs = []
+    i = j = 0
+    while i < len(left) and j < len(right):
+        if best[i][j] == best[i + 1][j]:
+            i += 1
+        elif best[i][j] == best[i][j + 1]:
+            j += 1
+        else:
+            pairs.append((i, j))
+            i, j = i + 1, j + 1
+    return pairs
+
+
+def _nearness(left: Token, right: Token) -> float:
+    if left.id != right.id:
+        return 0.0
+    distance = abs(left.start_sample - right.start_sample) / _SAME_TOKEN_SAMPLES
+    return max(0.0, 1 - distance * distance)
+
+
+def _best_match(
+    right: list[Token], matches: list[tuple[int, int]], overlap: _Overlap, vocabulary: Vocabulary
+) -> _Splice:
+    """Change sides ahead of a match: far from the edges, between words, central."""
+    first, last = overlap.inner()
+
+    def cost(match: tuple[int, int]) -> tuple[bool, bool, float]:
+        token = right[match[1]]
+        is_doubtful = not first <= token.start_sample <= last
+        is_torn = not vocabulary.starts_word(token.id)
+        return is_doubtful, is_torn, abs(token.start_sample - overlap.middle)
+
+    return _Splice(*min(matches, key=cost))
+
+
+def _cut_time(
+    left: list[Token], right: list[Token], overlap: _Overlap, vocabulary: Vocabulary
+) -> float:
+    """Where to change sides that agree on nothing: central, in a gap, and losing few words."""
+    left_words = [t.start_sample for t in left if vocabulary.starts_word(t.id)]
+    right_words = [t.start_sample for t in right if vocabulary.starts_word(t.id)]
+    first, last = overlap.inner()
+    times = {first, last, *(t for t in (*left_words, *right_words) if first < t < last)}
+
+    def cost(gap: tuple[float, float]) -> float:
+        time = sum(gap) / 2
+        n_lost = sum(t >= time for t in left_words) + sum(t < time for t in right_words)
+        return abs(time - overlap.middle) - (gap[1] - gap[0]) + n_lost * _WORD_SAMPLES
+
+    before, after = min(pairwise(sorted(times)), key=cost)
+    return (before + after) / 2
+
+
+def _first_word(tokens: list[Token], time: float, overlap: _Overlap, vocabulary: Vocabulary) -> int:
+    """How many tokens come ahead of the first word that begins at ``time`` or later."""
+    n_ahead = sum(token.start_sample < time for token in tokens)
+    n_whole = _word_start(tokens, n_ahead, vocabulary)
+    rest = tokens[n_ahead:n_whole]
+    is_within = all(token.start_sample < overlap.stop_sample for token in rest)
+    return n_whole if is_within else n_ahead
+
+
+def _word_start(tokens: list[Token], n: int, vocabulary: Vocabulary) -> int:
+    while n < len(tokens) and not vocabulary.starts_word(tokens[n].id):
+        n += 1
+    return n
+
+
+def _segments(parts: Sequence[_Part], vocabulary: Vocabulary) -> tuple[Segment, ...]:
+    segments: list[Segment] = []
+    for part in parts:
+        text = vocabulary.text([token.id for token in part.tokens])
+        if not text:
+            continue
+        earliest = segments[-1].end_s if segments else 0.0
+        start_s = max(part.tokens[0].start_sample / SAMPLE_RATE_HZ, earliest)
+        end_s = max(part.tokens[-1].end_sample / SAMPLE_RATE_HZ, start_s)
+        tags = part.tags
+        segments.append(Segment(start_s, end_s, text, tags.language, tags.emotion, part.events))
+    return tuple(segments)
+
+
+def _most(votes: Iterable[tuple[str, int]], unknown: str) -> str:
+    """The name with the most votes, the first of equals; without votes, ``unknown``."""
+    counts: dict[str, int] = {}
+    for name, n_tokens in votes:
+        counts[name] = counts.get(name, 0) + n_tokens
+    nothing = (NO_SPEECH, UNKNOWN_LANGUAGE, UNKNOWN_EMOTION)
+    known = {name: n for name, n in counts.items() if name not in nothing}
+    return max(known or counts, key=lambda name: counts[name], default=unknown)
