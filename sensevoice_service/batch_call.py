@@ -1,0 +1,126 @@
+"""One batch on its way through a worker: calls, halves where a call fails, and an outcome a job."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass
+
+from sensevoice_service.types import Chunk, Hypothesis, InferenceFailed, NotReady
+
+Worker = Callable[[Sequence[Chunk]], Sequence[Hypothesis]]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """A hypothesis and what it took.
+
+    ``infer_s`` runs from the end of ``queue_s`` to the end of the batch, and so includes the failed
+    tries of a batch that was split; ``batch_size`` is that of the call that gave the hypothesis.
+    """
+
+    hypothesis: Hypothesis
+    queue_s: float
+    infer_s: float
+    batch_size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A chunk in the queue or in a batch, and the future that its caller holds."""
+
+    chunk: Chunk
+    n_frames: int
+    submitted_s: float
+    future: Future[Completion]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    jobs: Sequence[Job]
+    started_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a worker and what came of it: a hypothesis for each job, or an error."""
+
+    jobs: Sequence[Job]
+    hypotheses: Sequence[Hypothesis] = ()
+    error: BaseException | None = None
+
+    @property
+    def retried(self) -> bool:
+        """Whether the jobs were tried again in halves, so that this is not their outcome."""
+        return isinstance(self.error, Exception) and len(self.jobs) > 1
+
+    @property
+    def frames(self) -> int:
+        return sum(job.n_frames for job in self.jobs)
+
+    @property
+    def padded_frames(self) -> int:
+        return len(self.jobs) * max(job.n_frames for job in self.jobs)
+
+
+def run_batch(worker: Worker, jobs: Sequence[Job]) -> list[Call]:
+    """Call a worker until every job has a hypothesis or an error of its own; never raises for it.
+
+    Jobs that have been given up meanwhile are left out.
+    """
+    calls: list[Call] = []
+    parts = [jobs]
+    while parts:
+        part = [job for job in parts.pop() if not job.future.done()]
+        if not part:
+            continue
+        call = _call(worker, part)
+        calls.append(call)
+        if call.retried:
+            _log.warning("a batch of %d failed, trying its halves: %r", len(part), call.error)
+            middle = len(part) // 2
+            parts += [part[middle:], part[:middle]]
+    return calls
+
+
+def _call(worker: Worker, jobs: Sequence[Job]) -> Call:
+    try:
+        hypotheses = worker([job.chunk for job in jobs])
+        if len(hypotheses) != len(jobs):
+            raise ValueError(f"{len(hypotheses)} hypotheses for {len(jobs)} chunks")
+    except BaseException as error:  # whatever it is, the callers must hear of it
+        return Call(jobs, error=error)
+    return Call(jobs, hypotheses)
+
+
+def deliver(call: Call, started_s: float, ended_s: float) -> None:
+    """Give the jobs of a call their outcome: a ``Completion`` or ``InferenceFailed``."""
+    if call.error is not None:
+        for job in call.jobs:
+            failure = InferenceFailed("the model failed on this audio")
+            failure.__cause__ = call.error
+            settle(job, failure)
+        return
+    for job, hypothesis in zip(call.jobs, call.hypotheses, strict=True):
+        queue_s, infer_s = started_s - job.submitted_s, ended_s - started_s
+        settle(job, Completion(hypothesis, queue_s, infer_s, len(call.jobs)))
+
+
+def settle(job: Job, outcome: Completion | Exception) -> None:
+    """Resolve a future, unless it has been resolved."""
+    with suppress(InvalidStateError):
+        if isinstance(outcome, Exception):
+            job.future.set_exception(outcome)
+        else:
+            job.future.set_result(outcome)
+
+
+def refuse(jobs: Sequence[Job]) -> None:
+    """Fail jobs that were taken off the queue and will not run."""
+    for job in jobs:
+        if job.future.set_running_or_notify_cancel():
+            settle(job, NotReady("the service is stopping"))

@@ -1,0 +1,278 @@
+"""Cross-request batching: the chunks of all requests share one queue and its inference threads.
+
+``batch_policy`` decides what goes into a batch and when, ``batch_call`` runs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+
+from sensevoice_service.batch_call import (
+    Batch,
+    Call,
+    Completion,
+    Job,
+    Worker,
+    deliver,
+    refuse,
+    run_batch,
+    settle,
+)
+from sensevoice_service.batch_policy import BatchLimits, Pace, is_full, pick_batch
+from sensevoice_service.types import Chunk, NotReady
+
+__all__ = ["BatchLimits", "BatchStats", "Batcher", "Completion", "Worker"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BatchStats:
+    """A snapshot. Totals count since the start; a batch that was split counts once a call.
+
+    ``queue_mean_s`` and ``queue_max_s`` are over the last 256 chunks. ``longest_running_s`` tells
+    of a device that hangs: how long the oldest batch without an answer has been running.
+    ``consecutive_failures`` counts the batches since the last one that gave any answer.
+    """
+
+    batches: int = 0
+    items: int = 0
+    frames: int = 0
+    padded_frames: int = 0
+    infer_s: float = 0.0
+    failed_batches: int = 0
+    failed_items: int = 0
+    consecutive_failures: int = 0
+    queued: int = 0
+    running: int = 0
+    longest_running_s: float = 0.0
+    queue_mean_s: float = 0.0
+    queue_max_s: float = 0.0
+    overhead_frames: float = 0.0
+
+    @property
+    def mean_batch_size(self) -> float:
+        return self.items / self.batches if self.batches else 0.0
+
+    @property
+    def padding_ratio(self) -> float:
+        """The share of the padded frames that are padding, 0…1."""
+        return 1 - self.frames / self.padded_frames if self.padded_frames else 0.0
+
+
+class Batcher:
+    """One queue, one daemon thread a worker. Every future that it gave out gets an outcome.
+
+    A worker that fails on several chunks is called again with each half, so that only the guilty
+    chunk gets ``InferenceFailed`` (the worker's error as its cause). ``clock`` counts seconds.
+    """
+
+    def __init__(
+        self,
+        workers: Sequence[Worker],
+        limits: BatchLimits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._workers = tuple(workers)
+        self._limits = limits
+        self._clock = clock
+        self._changed = threading.Condition()  # guards all that follows
+        self._queue: list[Job] = []
+        self._running: dict[int, Batch] = {}  # by thread
+        self._threads: list[threading.Thread] = []
+        self._alive = 0
+        self._stopping = False
+        self._totals = BatchStats()
+        self._queue_waits_s: deque[float] = deque(maxlen=256)
+        self._pace = Pace()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every thread is there: true from ``start`` to ``stop`` unless one has died."""
+        with self._changed:
+            return 0 < self._alive == len(self._workers)
+
+    def start(self) -> None:
+        """Start the threads, once: raises ``RuntimeError`` the second time or after ``stop``."""
+        with self._changed:
+            if self._threads or self._stopping:
+                raise RuntimeError("a batcher starts once")
+            self._alive = len(self._workers)
+            self._threads = [
+                threading.Thread(target=self._serve, args=(w,), name=f"inference-{i}", daemon=True)
+                for i, w in enumerate(self._workers)
+            ]
+            for thread in self._threads:
+                thread.start()
+
+    def submit(self, chunk: Chunk) -> Future[Completion]:
+        """Queue a chunk, from any thread. Raises ``NotReady`` once stopped or without a thread.
+
+        The future fails with ``InferenceFailed`` or, if stopped meanwhile, ``NotReady``. Cancelling
+        it while it is queued keeps the chunk from the device. Before ``start`` chunks just queue.
+        """
+        n_frames = chunk.n_frames
+        with self._changed:
+            if self._stopping:
+                raise NotReady("the service is stopping")
+            now_s = self._clock()
+            job = Job(chunk, n_frames, now_s, Future())
+            self._queue.append(job)
+            self._pace.arrived(now_s)
+            self._changed.notify()
+        return job.future
+
+    def stop(self, *, drain: bool = True, timeout_s: float = 30.0) -> None:
+        """Take no more chunks, wait up to ``timeout_s`` for those at hand, fail the rest.
+
+        Without ``drain`` only the running batches may finish. A thread that is still inside its
+        worker afterwards is left behind, and what it brings is dropped. May be called again.
+        """
+        with self._changed:
+            self._stopping = True
+            refused = [] if drain else self._empty_queue()
+            self._changed.notify_all()
+        refuse(refused)
+        deadline_s = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+        with self._changed:
+            refused = self._empty_queue()
+            cut_off = [job for batch in self._running.values() for job in batch.jobs]
+        refuse(refused)
+        for job in cut_off:
+            settle(job, NotReady("the service is stopping"))
+
+    def stats(self) -> BatchStats:
+        with self._changed:
+            now_s = self._clock()
+            waits_s = self._queue_waits_s
+            running = [
+                (sum(not job.future.done() for job in batch.jobs), now_s - batch.started_s)
+                for batch in self._running.values()
+            ]
+            return replace(
+                self._totals,
+                queued=sum(not job.future.cancelled() for job in self._queue),
+                running=sum(n_jobs for n_jobs, _ in running),
+                longest_running_s=max((age_s for n_jobs, age_s in running if n_jobs), default=0.0),
+                queue_mean_s=statistics.fmean(waits_s) if waits_s else 0.0,
+                queue_max_s=max(waits_s, default=0.0),
+                overhead_frames=self._pace.overhead_frames,
+            )
+
+    def _serve(self, worker: Worker) -> None:
+        try:
+            while self._serve_batch(worker):
+                pass
+        except BaseException:
+            _log.exception("an inference thread died")
+        finally:
+            self._leave()
+
+    def _serve_batch(self, worker: Worker) -> bool:
+        """A function of its own, so that an idle thread holds on to no chunk."""
+        batch = self._take()
+        if batch is None:
+            return False
+        calls = run_batch(worker, batch.jobs)
+        ended_s = self._clock()
+        self._note(batch, calls, ended_s)
+        for call in calls:
+            if not call.retried:
+                deliver(call, batch.started_s, ended_s)
+        return True
+
+    def _take(self) -> Batch | None:
+        """Wait for the next batch; None when there will be no more."""
+        with self._changed:
+            self._running.pop(threading.get_ident(), None)
+            while True:
+                self._drop_cancelled()
+                if self._queue:
+                    picked, hold_s = self._choose()
+                    if hold_s > 0:
+                        self._changed.wait(hold_s)
+                    elif batch := self._claim(picked):
+                        return batch
+                elif self._stopping:
+                    return None
+                else:
+                    self._changed.wait()
+
+    def _choose(self) -> tuple[list[int], float]:
+        """The best batch of the queue as it is, and how long to hold it back for company."""
+        lengths = [job.n_frames for job in self._queue]
+        picked = pick_batch(lengths, self._limits, self._pace.overhead_frames)
+        if self._stopping or is_full([lengths[i] for i in picked], self._limits):
+            return picked, 0.0
+        return picked, self._pace.hold_s(self._clock(), len(lengths), self._limits.max_wait_s)
+
+    def _claim(self, picked: Sequence[int]) -> Batch | None:
+        """Take jobs off the queue; None if all were cancelled just now."""
+        now_s = self._clock()
+        taken = set(picked)
+        jobs = [self._queue[i] for i in picked]
+        self._queue = [job for i, job in enumerate(self._queue) if i not in taken]
+        if self._queue:
+            self._changed.notify()  # this thread may have used up the wake-up meant for the rest
+        jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+        if not jobs:
+            return None
+        batch = self._running[threading.get_ident()] = Batch(jobs, now_s)
+        return batch
+
+    def _drop_cancelled(self) -> None:
+        jobs = self._empty_queue()
+        for job in jobs:
+            if job.future.cancelled():
+                job.future.set_running_or_notify_cancel()
+            else:
+                self._queue.append(job)
+
+    def _empty_queue(self) -> list[Job]:
+        jobs, self._queue = self._queue, []
+        return jobs
+
+    def _note(self, batch: Batch, calls: Sequence[Call], ended_s: float) -> None:
+        """Count a batch, before its callers hear of it: they may ask, or come back, at once."""
+        good = [call for call in calls if call.error is None]
+        n_good = sum(len(call.jobs) for call in good)
+        infer_s = ended_s - batch.started_s
+        with self._changed:
+            old = self._totals
+            self._totals = replace(
+                old,
+                batches=old.batches + len(good),
+                items=old.items + n_good,
+                frames=old.frames + sum(call.frames for call in good),
+                padded_frames=old.padded_frames + sum(call.padded_frames for call in good),
+                infer_s=old.infer_s + infer_s,
+                failed_batches=old.failed_batches + len(calls) - len(good),
+                failed_items=old.failed_items + len(batch.jobs) - n_good,
+                consecutive_failures=0 if good else old.consecutive_failures + 1,
+            )
+            self._queue_waits_s.extend(batch.started_s - job.submitted_s for job in batch.jobs)
+            self._pace.ended(ended_s, infer_s, n_good, len(self._queue))
+            if len(calls) == len(good) == 1:
+                self._pace.called(good[0].padded_frames, infer_s)
+
+    def _leave(self) -> None:
+        """The end of a thread. Should it be the last, nobody would serve the queue."""
+        refused: list[Job] = []
+        with self._changed:
+            self._alive -= 1
+            batch = self._running.pop(threading.get_ident(), None)
+            if self._alive == 0:
+                self._stopping = True
+                refused = self._empty_queue()
+        refuse(refused)
+        for job in batch.jobs if batch else ():
+            settle(job, NotReady("the inference thread has ended"))
