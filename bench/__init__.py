@@ -1,0 +1,1 @@
+"""Tools that measure the service; nothing here is part of it."""
