@@ -1,0 +1,84 @@
+"""Transcripts as bodies of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sensevoice_service.status import ModelInfo
+from sensevoice_service.types import Segment, ServiceError, Transcript
+
+
+@dataclass(frozen=True)
+class FileOutcome:
+    """What became of one file: its transcript, or the error that it ended with."""
+
+    key: str
+    result: Transcript | ServiceError
+
+
+def transcription_body(
+    outcomes: Sequence[FileOutcome], model: ModelInfo, processing_s: float
+) -> dict[str, Any]:
+    """The body of ``POST /transcribe``: ``results`` and ``details`` follow the order of files."""
+    details = [file_body(outcome) for outcome in outcomes]
+    n_failed = sum(detail["error"] is not None for detail in details)
+    return {
+        "message": f"{n_failed} of {len(details)} files failed" if n_failed else "success",
+        "processing_time": round(processing_s, 3),
+        "results": [detail["text"] for detail in details],
+        "details": details,
+        "model": model_body(model),
+    }
+
+
+def file_body(outcome: FileOutcome) -> dict[str, Any]:
+    if isinstance(outcome.result, ServiceError):
+        return _failed_body(outcome.key, outcome.result)
+    transcript = outcome.result
+    return {
+        "key": outcome.key,
+        "text": transcript.text,
+        "language": transcript.language,
+        "emotion": transcript.emotion,
+        "events": list(transcript.events),
+        "duration_s": round(transcript.duration_s, 3),
+        "segments": [segment_body(segment) for segment in transcript.segments],
+        "error": None,
+    }
+
+
+def segment_body(segment: Segment) -> dict[str, Any]:
+    return {
+        "start_s": round(segment.start_s, 3),
+        "end_s": round(segment.end_s, 3),
+        "text": segment.text,
+        "language": segment.language,
+        "emotion": segment.emotion,
+        "events": list(segment.events),
+    }
+
+
+def model_body(model: ModelInfo) -> dict[str, Any]:
+    """The model as any client may see it; its source can be a path, and is left out."""
+    return {
+        "name": model.name,
+        "demo": model.is_demo,
+        "device": model.device,
+        "precision": model.precision,
+        "parameters": model.parameters,
+    }
+
+
+def _failed_body(key: str, error: ServiceError) -> dict[str, Any]:
+    return {
+        "key": key,
+        "text": "",
+        "language": None,
+        "emotion": None,
+        "events": [],
+        "duration_s": None,
+        "segments": [],
+        "error": {"status": error.status, "code": error.code, "message": error.message},
+    }

@@ -1,0 +1,90 @@
+"""The client's end of one request: the body it sends, and whether it is still there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any, NoReturn, TypeVar
+
+import anyio
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope
+
+from sensevoice_service.routes.errors import ClientGone, UploadStalled
+
+READ_AHEAD_BYTES = 512 * 1024
+STALL_TIMEOUT_S = 30.0
+
+T = TypeVar("T")
+
+
+def waits_for_leave(scope: Scope) -> bool:
+    """Whether the client holds its body back until the server asks for it."""
+    return Headers(scope=scope).get("expect", "").lower() == "100-continue"
+
+
+class Client:
+    """Reads the body when asked to, and before and after that watches for a hang-up.
+
+    A server tells of a hang-up only to those who wait for the next message, so watching before
+    the body is read means reading a little of it. That little is kept for ``body``.
+    """
+
+    def __init__(
+        self, scope: Scope, receive: Receive, stall_timeout_s: float = STALL_TIMEOUT_S
+    ) -> None:
+        self._receive = receive
+        self._stall_timeout_s = stall_timeout_s
+        self._ahead: deque[bytes] = deque()
+        self._ahead_bytes = 0
+        self._is_complete = False
+        # Waiting for a message would tell such a client to go on and send its body.
+        self._may_read_ahead = not waits_for_leave(scope)
+
+    async def body(self) -> AsyncGenerator[bytes, None]:
+        """The body in pieces, once. Raises ``ClientGone`` and ``UploadStalled``."""
+        while True:
+            while self._ahead:
+                yield self._ahead.popleft()
+            if self._is_complete:
+                return
+            try:
+                with anyio.fail_after(self._stall_timeout_s):
+                    await self._pull()
+            except TimeoutError:
+                message = f"no byte of the body came for {self._stall_timeout_s:g} s"
+                raise UploadStalled(message) from None
+
+    async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of ``work``; it is cancelled, and waited for, when the client hangs up.
+
+        Raises ``ClientGone`` then. Not to be used while ``body`` is being read.
+        """
+        working, watching = asyncio.create_task(work), asyncio.create_task(self._gone())
+        try:
+            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else watching.result()
+        finally:
+            for task in (working, watching):
+                task.cancel()
+            await asyncio.gather(working, watching, return_exceptions=True)
+
+    async def _gone(self) -> NoReturn:
+        """Ends only by raising ``ClientGone``, or what the reading of the body raises."""
+        while self._is_complete or (self._may_read_ahead and self._ahead_bytes < READ_AHEAD_BYTES):
+            await self._pull()
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError("unreachable")
+
+    async def _pull(self) -> None:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        if self._is_complete:
+            return
+        piece = message.get("body", b"")
+        if piece:
+            self._ahead.append(piece)
+            self._ahead_bytes += len(piece)
+        self._is_complete = not message.get("more_body", False)

@@ -1,0 +1,173 @@
+"""Multipart forms: read within limits, and what their files and fields say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from sensevoice_service.routes.client import Client
+from sensevoice_service.types import (
+    LANGUAGES,
+    DecodeOptions,
+    InvalidRequest,
+    MalformedBody,
+    UnsupportedBody,
+    Upload,
+)
+
+if TYPE_CHECKING:
+    from config import Settings
+
+MAX_TEXT_FIELDS = 32
+MAX_TEXT_BYTES = 64 * 1024
+MAX_NAME_CHARACTERS = 200
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_SWITCH = {
+    **dict.fromkeys(("true", "1", "yes", "on"), True),
+    **dict.fromkeys(("false", "0", "no", "off"), False),
+}
+
+
+@dataclass(frozen=True)
+class FormLimits:
+    """``spool_bytes`` of each file stay in memory, the rest goes to a temporary file."""
+
+    max_files: int
+    spool_bytes: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> FormLimits:
+        # A spool of size 0 would never spill, which is the opposite of what 0 MiB asks for.
+        spool_bytes = max(1, settings.UPLOAD_MEMORY_MB * 2**20)
+        return cls(max_files=settings.MAX_FILES, spool_bytes=spool_bytes)
+
+
+def require_multipart(headers: Headers) -> None:
+    """Raises ``UnsupportedBody`` and ``MalformedBody``, by the headers alone."""
+    media_type, parameters = parse_options_header(headers.get("content-type"))
+    if media_type != b"multipart/form-data":
+        raise UnsupportedBody("the body must be multipart/form-data")
+    if not parameters.get(b"boundary"):
+        raise MalformedBody("the content type names no multipart boundary")
+
+
+async def read_form(headers: Headers, client: Client, limits: FormLimits) -> FormData:
+    """Receive and parse the whole body. The caller closes the form, which closes its files.
+
+    Raises ``MalformedBody``, ``InvalidRequest`` (too many parts), and what ``Client.body`` raises;
+    no file is left open then.
+    """
+    async with aclosing(client.body()) as pieces:
+        parser = _FormParser(headers, pieces, limits)
+        try:
+            return await parser.parse()
+        except MultiPartException as error:
+            raise MalformedBody(f"the multipart body is broken: {error.message}") from None
+        except UnicodeError:
+            raise MalformedBody("the form is not in the character set that it declares") from None
+
+
+class _FormParser(MultiPartParser):
+    """Counts parts of either kind while they arrive, and insists on the closing boundary."""
+
+    def __init__(
+        self, headers: Headers, pieces: AsyncGenerator[bytes, None], limits: FormLimits
+    ) -> None:
+        super().__init__(
+            headers,
+            self._up_to_the_end(pieces),
+            max_files=float("inf"),  # parts are counted here, with an error of our own
+            max_fields=float("inf"),
+            max_part_size=MAX_TEXT_BYTES,
+        )
+        self.spool_max_size = limits.spool_bytes
+        self._limits = limits
+        self._parts_left = limits.max_files + MAX_TEXT_FIELDS
+        self._has_ended = False
+
+    def on_part_begin(self) -> None:
+        self._parts_left -= 1
+        if self._parts_left < 0:
+            raise InvalidRequest(
+                f"the form has more than {self._limits.max_files} files"
+                f" and {MAX_TEXT_FIELDS} text fields"
+            )
+        super().on_part_begin()
+
+    def on_end(self) -> None:
+        self._has_ended = True
+
+    async def _up_to_the_end(
+        self, pieces: AsyncGenerator[bytes, None]
+    ) -> AsyncGenerator[bytes, None]:
+        """Raising within the stream makes the parser close the files of a body that is cut off."""
+        async for piece in pieces:
+            yield piece
+        if not self._has_ended:
+            raise MalformedBody("the multipart body ends before its closing boundary")
+
+
+def uploads(form: FormData, limits: FormLimits) -> list[Upload]:
+    """The files of the field ``files``, in order. Raises ``InvalidRequest``."""
+    values = form.getlist("files")
+    files = [value for value in values if isinstance(value, UploadFile)]
+    if len(files) < len(values):
+        raise InvalidRequest("files must be sent as files, with a file name", param="files")
+    if not files:
+        raise InvalidRequest("the form has no file in the field files", param="files")
+    if len(files) > limits.max_files:
+        message = f"{len(files)} files were sent, at most {limits.max_files} are taken"
+        raise InvalidRequest(message, param="files")
+    return [_upload(file) for file in files]
+
+
+def keys(form: FormData, files: list[Upload]) -> list[str]:
+    """A name for each file: from the field ``keys``, or its own. Raises ``InvalidRequest``."""
+    given = _text(form, "keys")
+    if not given:
+        return [file.name or f"audio{number}" for number, file in enumerate(files, 1)]
+    names = [_clean(name) for name in given.split(",")]
+    if len(names) != len(files):
+        message = f"keys must have a name for each file: {len(names)} for {len(files)} files"
+        raise InvalidRequest(message, param="keys")
+    if not all(names):
+        raise InvalidRequest("keys has an empty name", param="keys")
+    return names
+
+
+def decode_options(form: FormData) -> DecodeOptions:
+    """From the fields ``lang`` and ``use_itn``. Raises ``InvalidRequest``."""
+    language = _text(form, "lang").lower() or "auto"
+    if language not in LANGUAGES:
+        raise InvalidRequest(f"lang must be one of {', '.join(LANGUAGES)}", param="lang")
+    switch = _text(form, "use_itn").lower() or "true"
+    if switch not in _SWITCH:
+        raise InvalidRequest("use_itn must be true or false", param="use_itn")
+    return DecodeOptions(language=language, use_itn=_SWITCH[switch])
+
+
+def _text(form: FormData, field: str) -> str:
+    value = form.get(field, "")
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{field} must be text, not a file", param=field)
+    return value.strip()
+
+
+def _upload(file: UploadFile) -> Upload:
+    name = re.split(r"[/\\]", file.filename or "")[-1]
+    # On Python 3.10 the spooled file lacks parts of the file interface (seekable among them);
+    # all is written by now, so that the file within it will not change any more.
+    inner = getattr(file.file, "_file", file.file)
+    return Upload(file=cast(BinaryIO, inner), name=_clean(name), size_bytes=file.size or 0)
+
+
+def _clean(name: str) -> str:
+    return _CONTROL.sub("", name).strip()[:MAX_NAME_CHARACTERS]

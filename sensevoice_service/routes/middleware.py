@@ -1,0 +1,208 @@
+"""What surrounds every route, as plain ASGI: log line, errors, body limit, orderly refusal."""
+
+from __future__ import annotations
+
+import logging
+import time
+from http import HTTPStatus
+from typing import Any
+
+import anyio
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sensevoice_service.logs import FIELDS
+from sensevoice_service.routes.client import waits_for_leave
+from sensevoice_service.routes.errors import CLIENT_GONE_STATUS, ClientGone, error_response
+from sensevoice_service.routes.trace import RequestTrace, attach, request_id_of, trace_of
+from sensevoice_service.types import ServiceError, UploadTooLarge
+
+_log = logging.getLogger("sensevoice_service.requests")
+
+LONGEST_DRAIN_S = 10.0
+
+
+class RequestContext:
+    """Gives each request its id and its one line in the log, and answers their common headers."""
+
+    def __init__(self, app: ASGIApp, log_names: bool) -> None:
+        self._app = app
+        self._log_names = log_names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        trace = RequestTrace(request_id_of(scope["headers"]))
+        attach(scope, trace)
+        began_s = time.perf_counter()
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = trace.request_id
+                headers["x-content-type-options"] = "nosniff"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except BaseException:
+            trace.outcome = "aborted"
+            raise
+        finally:
+            noted = {
+                **trace.fields(with_names=self._log_names),
+                "total_ms": round((time.perf_counter() - began_s) * 1000, 1),
+            }
+            _log_request(scope, trace.request_id, status, noted)
+
+
+def _log_request(scope: Scope, request_id: str, status: int, noted: dict[str, Any]) -> None:
+    fields = {
+        "id": request_id,
+        "method": scope["method"],
+        "path": scope["path"][:200],
+        "status": status,
+        **noted,
+    }
+    _log.log(_log_level(scope["path"], status), "request", extra={FIELDS: fields})
+
+
+def _log_level(path: str, status: int) -> int:
+    if path == "/health" or path.startswith("/health/"):
+        return logging.DEBUG
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return logging.WARNING
+    return logging.ERROR if status >= 500 or status == 0 else logging.INFO
+
+
+class OrderlyRefusal:
+    """Lets a client that sends its whole body first read an answer that came before the end of it.
+
+    A server that closes a connection with unread data in it makes the client's system drop the
+    answer. So an early answer is sent whole, with ``connection: close``, and what the client still
+    sends is thrown away, up to ``drain_bytes`` and ``LONGEST_DRAIN_S``, before the connection ends.
+    """
+
+    def __init__(self, app: ASGIApp, drain_bytes: int) -> None:
+        self._app = app
+        self._drain_bytes = drain_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not _has_body(scope):
+            await self._app(scope, receive, send)
+            return
+        body = _BodyWatch(scope, receive)
+        early = False
+
+        async def send_then_drain(message: Message) -> None:
+            nonlocal early
+            if message["type"] == "http.response.start" and not body.is_complete:
+                early = True
+                MutableHeaders(scope=message)["connection"] = "close"
+            elif early and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await body.drain(self._drain_bytes)
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
+            await send(message)
+
+        await self._app(scope, body.receive, send_then_drain)
+
+
+def _has_body(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+
+
+class _BodyWatch:
+    """Knows whether the end of a request's body has been received."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._receive = receive
+        self._is_held_back = waits_for_leave(scope)
+        self.is_complete = False
+
+    async def receive(self) -> Message:
+        self._is_held_back = False
+        message = await self._receive()
+        self.is_complete = self.is_complete or not message.get("more_body", False)
+        return message
+
+    async def drain(self, limit_bytes: int) -> None:
+        """Throw away the rest. A client that still waits for leave to send it has none."""
+        if self._is_held_back:
+            return
+        n_bytes = 0
+        with anyio.move_on_after(LONGEST_DRAIN_S):
+            while not self.is_complete and n_bytes <= limit_bytes:
+                n_bytes += len((await self.receive()).get("body", b""))
+
+
+class ErrorBoundary:
+    """Turns what a route raises into an answer; only the unforeseen is logged with a traceback."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal is_started
+            is_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        except Exception as error:
+            if is_started:  # too late for an answer: the server logs it and cuts the connection
+                raise
+            await _answer(error, trace_of(scope))(scope, receive, send)
+
+
+def _answer(error: Exception, trace: RequestTrace) -> Response:
+    if isinstance(error, ClientGone):
+        trace.outcome = "disconnected"
+        return Response(status_code=CLIENT_GONE_STATUS)
+    if not isinstance(error, ServiceError):
+        _log.error("unexpected error", exc_info=error, extra={FIELDS: {"id": trace.request_id}})
+        error = ServiceError("an unexpected error occurred; its request_id is in the log")
+    trace.outcome = error.code
+    return error_response(error, trace.request_id)
+
+
+class BodyLimit:
+    """Refuses a body over ``max_bytes``: by its declared length, or as soon as that much came."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._max_bytes:
+            raise self._too_large()
+        n_bytes = 0
+
+        async def receive_and_count() -> Message:
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > self._max_bytes:
+                raise self._too_large()
+            return message
+
+        await self._app(scope, receive_and_count, send)
+
+    def _too_large(self) -> UploadTooLarge:
+        return UploadTooLarge(f"the body is larger than {self._max_bytes / 2**20:g} MiB")

@@ -1,0 +1,42 @@
+"""What the routes are given to work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from sensevoice_service.admission import Admission
+from sensevoice_service.memory import MemoryReading
+from sensevoice_service.status import ModelInfo, ServiceState
+from sensevoice_service.types import DecodeOptions, NotReady, Upload
+
+if TYPE_CHECKING:
+    from sensevoice_service.pipeline import PipelineResult
+
+_RETRY_WHILE_LOADING_S = 5
+
+
+class Pipeline(Protocol):
+    async def transcribe(self, upload: Upload, options: DecodeOptions) -> PipelineResult:
+        """Raises ``ServiceError``. When cancelled, it ends once it has let go of the file."""
+        ...
+
+
+@dataclass(frozen=True)
+class Services:
+    pipeline: Pipeline
+    state: ServiceState
+    admission: Admission
+    memory: Callable[[], MemoryReading]
+
+
+def ready_model(state: ServiceState) -> ModelInfo:
+    """The model that can take work. Raises ``NotReady`` while there is none."""
+    if state.status == "ready" and state.model is not None:
+        return state.model
+    if state.status == "loading":
+        raise NotReady("the model is still loading", retry_after_s=_RETRY_WHILE_LOADING_S)
+    if state.status == "stopping":
+        raise NotReady("the service is stopping", retry_after_s=_RETRY_WHILE_LOADING_S)
+    raise NotReady("the model cannot be used")

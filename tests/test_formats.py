@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from sensevoice_service.formats import FileOutcome, file_body, model_body, transcription_body
+from sensevoice_service.status import ModelInfo
+from sensevoice_service.types import CorruptAudio, Segment, Transcript
+
+MODEL = ModelInfo("SenseVoiceSmall", False, "cuda:0", "bf16", "/private/models/sv", 234)
+
+
+def spoken(text: str) -> Transcript:
+    segments = (
+        Segment(0.06, 1.23456, text, "en", "HAPPY", ("Speech", "BGM")),
+        Segment(1.23456, 2.0, "", "nospeech", "EMO_UNKNOWN", ()),
+    )
+    return Transcript(text, "en", "HAPPY", ("Speech", "BGM"), 2.00049, segments)
+
+
+def test_a_transcript_is_told_in_full_with_times_in_milliseconds() -> None:
+    assert file_body(FileOutcome("a.wav", spoken("hello"))) == {
+        "key": "a.wav",
+        "text": "hello",
+        "language": "en",
+        "emotion": "HAPPY",
+        "events": ["Speech", "BGM"],
+        "duration_s": 2.0,
+        "segments": [
+            {
+                "start_s": 0.06,
+                "end_s": 1.235,
+                "text": "hello",
+                "language": "en",
+                "emotion": "HAPPY",
+                "events": ["Speech", "BGM"],
+            },
+            {
+                "start_s": 1.235,
+                "end_s": 2.0,
+                "text": "",
+                "language": "nospeech",
+                "emotion": "EMO_UNKNOWN",
+                "events": [],
+            },
+        ],
+        "error": None,
+    }
+
+
+def test_a_failed_file_has_an_empty_text_and_its_error() -> None:
+    body = file_body(FileOutcome("b.wav", CorruptAudio("it is cut off")))
+    assert body["text"] == ""
+    assert body["duration_s"] is None
+    assert body["segments"] == []
+    assert body["error"] == {
+        "status": 422,
+        "code": "corrupt_audio",
+        "message": "it is cut off",
+    }
+
+
+def test_results_and_details_follow_the_order_of_the_files() -> None:
+    outcomes = [FileOutcome("a", spoken("one")), FileOutcome("b", spoken("two"))]
+    body = transcription_body(outcomes, MODEL, 0.41999)
+    assert body["message"] == "success"
+    assert body["processing_time"] == 0.42
+    assert body["results"] == ["one", "two"]
+    assert [detail["key"] for detail in body["details"]] == ["a", "b"]
+
+
+def test_the_message_counts_the_files_that_failed() -> None:
+    outcomes = [
+        FileOutcome("a", spoken("one")),
+        FileOutcome("b", CorruptAudio("cut off")),
+        FileOutcome("c", spoken("")),
+    ]
+    body = transcription_body(outcomes, MODEL, 1.0)
+    assert body["message"] == "1 of 3 files failed"
+    assert body["results"] == ["one", "", ""]
+
+
+def test_the_model_is_told_without_the_place_it_came_from() -> None:
+    assert model_body(MODEL) == {
+        "name": "SenseVoiceSmall",
+        "demo": False,
+        "device": "cuda:0",
+        "precision": "bf16",
+        "parameters": 234,
+    }

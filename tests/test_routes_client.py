@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from starlette.types import Message
+
+from sensevoice_service.routes.client import READ_AHEAD_BYTES, Client
+from sensevoice_service.routes.errors import ClientGone, UploadStalled
+
+
+class Wire:
+    """What a server's ``receive`` gives: messages as they are put, then silence."""
+
+    def __init__(self, *messages: Message) -> None:
+        self.queue: asyncio.Queue[Message] = asyncio.Queue()
+        for message in messages:
+            self.queue.put_nowait(message)
+
+    def client(self, *headers: tuple[bytes, bytes], **settings: Any) -> Client:
+        return Client({"type": "http", "headers": list(headers)}, self.queue.get, **settings)
+
+
+def piece(body: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+GONE: Message = {"type": "http.disconnect"}
+
+
+async def all_of(pieces: AsyncIterator[bytes]) -> list[bytes]:
+    return [piece async for piece in pieces]
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.asyncio
+async def test_the_body_comes_in_its_pieces() -> None:
+    client = Wire(piece(b"ab"), piece(b""), piece(b"c", more=False)).client()
+    assert await all_of(client.body()) == [b"ab", b"c"]
+
+
+@pytest.mark.asyncio
+async def test_what_was_read_while_watching_is_not_lost() -> None:
+    wire = Wire(piece(b"ab"), piece(b"c"))
+    client = wire.client()
+
+    async def work() -> str:
+        await settle()
+        wire.queue.put_nowait(piece(b"d", more=False))
+        return "done"
+
+    assert await client.unless_gone(work()) == "done"
+    assert await all_of(client.body()) == [b"ab", b"c", b"d"]
+
+
+@pytest.mark.asyncio
+async def test_watching_reads_no_more_than_a_little_ahead() -> None:
+    big = bytes(READ_AHEAD_BYTES)
+    wire = Wire(piece(big), piece(big), piece(b"", more=False))
+    client = wire.client()
+    await client.unless_gone(settle())
+    assert wire.queue.qsize() == 2
+    assert b"".join(await all_of(client.body())) == big + big
+
+
+@pytest.mark.asyncio
+async def test_a_client_that_waits_for_leave_is_given_none_by_watching() -> None:
+    wire = Wire(piece(b"x", more=False))
+    client = wire.client((b"expect", b"100-Continue"))
+    await client.unless_gone(settle())
+    assert wire.queue.qsize() == 1
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("messages", [[GONE], [piece(b"a"), GONE], [piece(b"", more=False), GONE]])
+async def test_work_is_cancelled_and_awaited_when_the_client_goes(messages: list[Message]) -> None:
+    has_ended = False
+
+    async def work() -> None:
+        nonlocal has_ended
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await settle()
+            has_ended = True
+
+    with pytest.raises(ClientGone):
+        await Wire(*messages).client().unless_gone(work())
+    assert has_ended
+
+
+@pytest.mark.asyncio
+async def test_an_error_of_the_work_is_raised() -> None:
+    async def work() -> None:
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        await Wire().client().unless_gone(work())
+
+
+@pytest.mark.asyncio
+async def test_cancelling_the_wait_cancels_the_work() -> None:
+    was_cancelled = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            was_cancelled.set()
+            raise
+
+    waiting = asyncio.create_task(Wire().client().unless_gone(work()))
+    await settle()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert was_cancelled.is_set()
+
+
+@pytest.mark.asyncio
+async def test_a_hang_up_within_the_body_is_raised() -> None:
+    with pytest.raises(ClientGone):
+        await all_of(Wire(piece(b"a"), GONE).client().body())
+
+
+@pytest.mark.asyncio
+async def test_a_body_that_stands_still_is_given_up() -> None:
+    with pytest.raises(UploadStalled, match=r"for 0\.01 s") as caught:
+        await all_of(Wire(piece(b"a")).client(stall_timeout_s=0.01).body())
+    assert caught.value.status == 408

@@ -1,0 +1,369 @@
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from sensevoice_service.routes.schemas import ErrorAnswer, TranscribeAnswer
+from sensevoice_service.types import AudioTooLong, CorruptAudio, Overloaded
+from tests.http_service import PATIENCE_S, House, house, log_lines, multipart
+
+if TYPE_CHECKING:
+    import httpx2
+
+File = tuple[str, tuple[str, bytes]]
+
+
+def files(*contents: bytes) -> list[File]:
+    return [("files", (f"{number}.wav", content)) for number, content in enumerate(contents, 1)]
+
+
+def post(place: House, sent: list[File], **fields: str) -> httpx2.Response:
+    return TestClient(place.app()).post("/transcribe", files=sent, data=fields)
+
+
+def error(answer: httpx2.Response) -> dict[str, Any]:
+    """The error of an answer, which must be of the one shape."""
+    ErrorAnswer.model_validate(answer.json())
+    found = answer.json()["error"]
+    assert found["request_id"] == answer.headers["x-request-id"]
+    return dict(found)
+
+
+def test_one_file_gives_its_text() -> None:
+    answer = post(house(), files(b"hello"))
+    assert answer.status_code == 200
+    body = answer.json()
+    TranscribeAnswer.model_validate(body)
+    assert body["message"] == "success"
+    assert body["results"] == ["hello"]
+    assert body["details"][0]["key"] == "1.wav"
+    assert body["details"][0]["duration_s"] == 1.5
+    assert body["model"]["name"] == "tiny"
+    assert body["model"]["demo"] is True
+
+
+def test_several_files_are_answered_in_the_order_sent() -> None:
+    body = post(house(), files(b"one", b"two", b"three"), keys="a, b ,c").json()
+    assert body["results"] == ["one", "two", "three"]
+    assert [detail["key"] for detail in body["details"]] == ["a", "b", "c"]
+
+
+def test_files_of_a_request_are_worked_on_at_once() -> None:
+    place = house()
+    work, meeting, n_here = place.pipeline.transcribe, asyncio.Event(), 0
+
+    async def meet_first(upload: Any, options: Any) -> Any:
+        nonlocal n_here
+        n_here += 1
+        if n_here == 3:
+            meeting.set()
+        await asyncio.wait_for(meeting.wait(), PATIENCE_S)
+        return await work(upload, options)
+
+    place.pipeline.transcribe = meet_first  # type: ignore[method-assign]
+    assert post(place, files(b"one", b"two", b"three")).status_code == 200
+
+
+def test_the_log_adds_up_the_times_of_the_files() -> None:
+    place = house()
+    with log_lines() as lines:
+        assert post(place, files(b"one", b"two")).status_code == 200
+    line = lines.next()
+    assert (line["files"], line["audio_s"], line["decode_ms"]) == (2, 3.0, 200.0)
+    assert (line["queue_ms"], line["infer_ms"]) == (200.0, 600.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("../../etc/passwd", "passwd"),
+        ("C:\\music\\song.mp3", "song.mp3"),
+        ("会议.wav", "会议.wav"),
+        ("a\x7fb.wav", "ab.wav"),
+        ("x" * 300, "x" * 200),
+        ("folder/", "audio1"),
+    ],
+)
+def test_a_file_is_called_by_the_plain_part_of_its_name(name: str, key: str) -> None:
+    place = house()
+    body = post(place, [("files", (name, b"hello"))]).json()
+    assert body["details"][0]["key"] == key
+    assert place.pipeline.calls[0][0] == ("" if key == "audio1" else key)
+
+
+@pytest.mark.parametrize(
+    ("fields", "language", "use_itn"),
+    [
+        ({}, "auto", True),
+        ({"lang": "", "use_itn": ""}, "auto", True),
+        ({"lang": "yue", "use_itn": "false"}, "yue", False),
+        ({"lang": " EN ", "use_itn": "True"}, "en", True),
+        ({"use_itn": "0"}, "auto", False),
+        ({"use_itn": "on", "unknown": "ignored"}, "auto", True),
+    ],
+)
+def test_the_options_reach_the_pipeline(
+    fields: dict[str, str], language: str, use_itn: bool
+) -> None:
+    place = house()
+    assert post(place, files(b"hello"), **fields).status_code == 200
+    options = place.pipeline.calls[0][1]
+    assert (options.language, options.use_itn) == (language, use_itn)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"lang": "fr"}, "lang", "auto, zh, en, yue, ja, ko"),
+        ({"use_itn": "perhaps"}, "use_itn", "true or false"),
+        ({"keys": "a,b,c"}, "keys", "3 for 2 files"),
+        ({"keys": "a"}, "keys", "1 for 2 files"),
+        ({"keys": "a,"}, "keys", "empty name"),
+    ],
+)
+def test_a_wrong_field_is_named(fields: dict[str, str], param: str, words: str) -> None:
+    place = house()
+    answer = post(place, files(b"one", b"two"), **fields)
+    assert answer.status_code == 422
+    found = error(answer)
+    assert found["type"] == "invalid_request_error"
+    assert found["code"] == "invalid_request"
+    assert found["param"] == param
+    assert words in found["message"]
+    assert place.pipeline.calls == []
+
+
+@pytest.mark.parametrize("field", ["lang", "keys"])
+def test_a_file_in_the_place_of_text_is_refused(field: str) -> None:
+    answer = post(house(), [*files(b"hello"), (field, ("x.txt", b"en"))])
+    assert (answer.status_code, error(answer)["param"]) == (422, field)
+
+
+def test_a_form_without_files_is_refused() -> None:
+    body, headers = multipart(lang="en")
+    answer = TestClient(house().app()).post("/transcribe", content=body, headers=headers)
+    assert (answer.status_code, error(answer)["param"]) == (422, "files")
+
+
+def test_text_in_the_place_of_files_is_refused() -> None:
+    body, headers = multipart(files="hello")
+    answer = TestClient(house().app()).post("/transcribe", content=body, headers=headers)
+    assert answer.status_code == 422
+    assert "with a file name" in error(answer)["message"]
+
+
+def test_more_files_than_allowed_are_refused() -> None:
+    answer = post(house(MAX_FILES=2), files(b"one", b"two", b"three"))
+    assert answer.status_code == 422
+    assert "3 files were sent, at most 2" in error(answer)["message"]
+
+
+def test_a_flood_of_parts_is_refused_before_it_is_read() -> None:
+    answer = post(house(MAX_FILES=2), files(*[b"x"] * 100))
+    assert answer.status_code == 422
+    assert "more than 2 files and 32 text fields" in error(answer)["message"]
+
+
+def test_an_oversized_text_field_is_refused() -> None:
+    answer = post(house(), files(b"hello"), keys="k" * 70_000)
+    assert (answer.status_code, error(answer)["code"]) == (400, "malformed_body")
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status"),
+    [
+        ("application/json", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("audio/wav", 415),
+        ("multipart/mixed; boundary=edge", 415),
+        ("", 415),
+        ("multipart/form-data", 400),
+        ("multipart/form-data; boundary=", 400),
+    ],
+)
+def test_a_body_of_another_kind_is_refused_by_its_header(content_type: str, status: int) -> None:
+    place = house()
+    headers = {"Content-Type": content_type}
+    answer = TestClient(place.app()).post("/transcribe", content=b"{}", headers=headers)
+    assert answer.status_code == status
+    assert error(answer)["code"] == {415: "unsupported_media_type", 400: "malformed_body"}[status]
+
+
+def cut_off(body: bytes) -> bytes:
+    return body[: -len(b"--edge--\r\n")]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"",
+        b"no form at all",
+        b"--edge\r\n",
+        b"--edge\r\nContent-Disposition: form-data\r\n\r\nno name\r\n--edge--\r\n",
+        b"--edge\r\nno colon here\r\n\r\nx\r\n--edge--\r\n",
+        cut_off(multipart(b"hello")[0]),
+        multipart(b"hello")[0].replace(b"--edge--", b"--other--"),
+    ],
+)
+def test_a_broken_form_is_refused(broken: bytes) -> None:
+    place = house()
+    headers = {"Content-Type": "multipart/form-data; boundary=edge"}
+    answer = TestClient(place.app()).post("/transcribe", content=broken, headers=headers)
+    assert (answer.status_code, error(answer)["code"]) == (400, "malformed_body")
+    assert place.pipeline.calls == []
+    assert place.admission.stats().active == 0
+
+
+@pytest.mark.parametrize("charset", ["idna", "punycode", "base64", "no-such-thing"])
+def test_an_odd_charset_is_no_fault_of_the_service(charset: str) -> None:
+    body, _ = multipart(b"hello", keys="é")
+    headers = {"Content-Type": f"multipart/form-data; boundary=edge; charset={charset}"}
+    answer = TestClient(house().app()).post("/transcribe", content=body, headers=headers)
+    assert answer.status_code in (200, 400)
+
+
+def test_a_form_without_its_last_line_break_is_taken() -> None:
+    body, headers = multipart(b"hello")
+    answer = TestClient(house().app()).post("/transcribe", content=body[:-2], headers=headers)
+    assert answer.json()["results"] == ["hello"]
+
+
+def test_one_bad_file_loses_nothing_else() -> None:
+    place = house()
+    with log_lines() as lines:
+        answer = post(place, files(b"one", b"noise", b"three", b""))
+    assert answer.status_code == 200
+    body = answer.json()
+    TranscribeAnswer.model_validate(body)
+    assert body["message"] == "2 of 4 files failed"
+    assert body["results"] == ["one", "", "three", ""]
+    errors = [detail["error"] for detail in body["details"]]
+    assert errors[0] is None
+    assert errors[1] == {"status": 415, "code": "unsupported_audio", "message": "not audio"}
+    assert errors[3] == {"status": 400, "code": "empty_file", "message": "the file is empty"}
+    assert lines.next()["outcome"] == "partial"
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "code"),
+    [
+        (b"", 400, "empty_file"),
+        (b"noise", 415, "unsupported_audio"),
+        (b"torn", 422, "corrupt_audio"),
+        (b"long", 413, "audio_too_long"),
+        (b"busy", 503, "overloaded"),
+    ],
+)
+def test_a_single_bad_file_is_an_error_of_its_own_status(
+    content: bytes, status: int, code: str
+) -> None:
+    place = house()
+    place.pipeline.errors = {
+        b"torn": CorruptAudio("cut off"),
+        b"long": AudioTooLong("too long"),
+        b"busy": Overloaded("later", retry_after_s=3),
+    }
+    answer = post(place, files(content))
+    assert (answer.status_code, error(answer)["code"]) == (status, code)
+    assert answer.headers.get("retry-after") == ("3" if status == 503 else None)
+    assert error(answer)["type"] == (
+        "overloaded_error" if status == 503 else "invalid_request_error"
+    )
+
+
+def test_where_all_files_fail_the_first_speaks_for_all() -> None:
+    answer = post(house(), files(b"noise", b""))
+    assert answer.status_code == 415
+    assert error(answer)["message"] == "all 2 files failed; the first: not audio"
+
+
+def test_a_fault_in_one_file_is_logged_and_leaves_the_others_alone() -> None:
+    with log_lines("sensevoice_service.routes", "ERROR") as lines:
+        answer = post(house(), files(b"break", b"two"))
+        assert lines.next() == {"id": answer.headers["x-request-id"]}
+    assert answer.json()["results"] == ["", "two"]
+    assert answer.json()["details"][0]["error"]["code"] == "internal_error"
+    assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "retry_after"),
+    [
+        ("loading", "still loading", "5"),
+        ("stopping", "stopping", "5"),
+        ("failed", "cannot be used", None),
+    ],
+)
+def test_nothing_is_taken_before_the_model_is_ready(
+    status: Any, words: str, retry_after: str | None
+) -> None:
+    place = house()
+    place.state.status = status
+    answer = post(place, files(b"hello"))
+    assert (answer.status_code, error(answer)["code"]) == (503, "not_ready")
+    assert words in error(answer)["message"]
+    assert answer.headers.get("retry-after") == retry_after
+    assert place.pipeline.calls == []
+
+
+def test_accepted_work_is_answered_while_the_service_stops() -> None:
+    place = house()
+    heard = place.pipeline.transcribe
+
+    async def stop_meanwhile(upload: Any, options: Any) -> Any:
+        place.state.status = "stopping"
+        return await heard(upload, options)
+
+    place.pipeline.transcribe = stop_meanwhile  # type: ignore[method-assign]
+    assert post(place, files(b"hello")).json()["results"] == ["hello"]
+
+
+def test_short_memory_is_told_with_a_time_to_come_back() -> None:
+    place = house(MEMORY_LIMIT_PERCENT=20.0)
+    answer = post(place, files(b"hello"))
+    assert (answer.status_code, error(answer)["code"]) == (503, "overloaded")
+    assert error(answer)["type"] == "overloaded_error"
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_the_slot_is_free_after_each_outcome() -> None:
+    place = house()
+    for sent in (files(b"hello"), files(b"noise"), files(b"break"), []):
+        post(place, sent, lang="en")
+        assert place.admission.stats().active == 0
+
+
+def test_file_names_and_texts_stay_out_of_the_log() -> None:
+    with log_lines() as lines:
+        post(house(), [("files", ("private.wav", b"hello"))], keys="secret")
+    line = str(lines.next())
+    assert "private" not in line
+    assert "secret" not in line
+    assert "hello" not in line
+
+
+def test_file_names_are_logged_where_that_is_asked_for() -> None:
+    with log_lines() as lines:
+        post(house(LOG_FILENAMES=True), [("files", ("dir/priv\x7fate.wav", b"hello"))])
+    assert lines.next()["names"] == "private.wav"
+
+
+def test_a_large_file_reaches_the_pipeline_whole_from_disk() -> None:
+    place = house(UPLOAD_MEMORY_MB=0)
+    content = bytes(range(256)) * 2000
+    heard: list[bytes] = []
+    work = place.pipeline.transcribe
+
+    async def keep(upload: Any, options: Any) -> Any:
+        assert upload.size_bytes == len(content)
+        assert upload.file.seekable()
+        heard.append(upload.file.read())
+        upload.file.seek(0)
+        return await work(upload, options)
+
+    place.pipeline.transcribe = keep  # type: ignore[method-assign]
+    assert post(place, files(content)).status_code == 200
+    assert heard == [content]
