@@ -92,7 +92,9 @@ class Settings(BaseSettings):
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe message that is logged."
     )
-    LOG_FORMAT: Literal["text", "json"] = Field("text", description="One line a message, either way.")
+    LOG_FORMAT: Literal["text", "json"] = Field(
+        "text", description="One line a message, either way."
+    )
     LOG_FILENAMES: bool = Field(False, description="Log the names that clients give their files.")
     SHUTDOWN_TIMEOUT_SEC: int = Field(
         30, ge=0, description="How long accepted work may finish after SIGTERM."
@@ -129,7 +131,8 @@ def _local_values(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     spec = importlib.util.spec_from_file_location("local_config", path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        return {}
     module = ModuleType("local_config")
     spec.loader.exec_module(module)
     return {name: value for name, value in vars(module).items() if name.isupper()}
@@ -152,5 +155,7 @@ def _explain(error: ValidationError) -> str:
             continue
         field = Settings.model_fields.get(name)
         hint = f" ({field.description})" if field else ""
-        lines.append(f"{name}: {problem['msg']}, got {problem['input']!r}{hint}" if name else problem["msg"])
+        lines.append(
+            f"{name}: {problem['msg']}, got {problem['input']!r}{hint}" if name else problem["msg"]
+        )
     return "wrong settings:\n  " + "\n  ".join(lines)

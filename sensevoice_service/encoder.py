@@ -80,7 +80,7 @@ class PaddingMask:
 
 
 class SanmAttention(nn.Module):
-    """Self-attention over ``(B, T, n_in)`` plus the FSMN memory of its values: ``(B, T, n_out)``."""
+    """Self-attention over ``(B, T, n_in)`` and the FSMN memory of its values: ``(B, T, n_out)``."""
 
     def __init__(self, n_in: int, n_out: int, n_heads: int, kernel_size: int) -> None:
         super().__init__()
@@ -94,8 +94,10 @@ class SanmAttention(nn.Module):
     def forward(self, x: Tensor, mask: PaddingMask) -> Tensor:
         batch, n_frames, _ = x.shape
         query, key, value = self.linear_q_k_v(x).chunk(3, dim=-1)
-        heads = (t.view(batch, n_frames, self.n_heads, -1).transpose(1, 2) for t in (query, key, value))
-        context = F.scaled_dot_product_attention(*heads, attn_mask=mask.keys)
+        q, k, v = (
+            x.view(batch, n_frames, self.n_heads, -1).transpose(1, 2) for x in (query, key, value)
+        )
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.keys)
         context = context.transpose(1, 2).reshape(batch, n_frames, -1)
         return self.linear_out(context) + self.memory(value, mask)
 
@@ -146,6 +148,7 @@ class SanmEncoder(nn.Module):
         self.tp_encoders = nn.ModuleList(SanmLayer(size, config) for _ in range(config.tp_blocks))
         self.after_norm = nn.LayerNorm(size)
         self.tp_norm = nn.LayerNorm(size)
+        self.positions: Tensor
         self.register_buffer("positions", torch.empty(0, config.input_size), persistent=False)
 
     def forward(self, x: Tensor, n_frames: Tensor | None) -> Tensor:

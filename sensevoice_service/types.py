@@ -25,7 +25,7 @@ PROMPT_FRAMES = 4  # language, event, emotion, text-norm: ahead of the audio in 
 
 @dataclass(frozen=True, eq=False)
 class Upload:
-    """One file of a request: ``file`` is seekable, ``name`` is the client's word and never a path."""
+    """One file of a request: ``file`` is seekable, ``name`` the client's word and never a path."""
 
     file: BinaryIO
     name: str
@@ -99,7 +99,7 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class ChunkResult:
-    """A hypothesis with its place in the file: what is left of a chunk when its samples are gone."""
+    """A hypothesis with its place in the file: what is kept of a chunk once it is recognised."""
 
     start_sample: int
     end_sample: int

@@ -1,0 +1,169 @@
+"""Puts the parts together: ``create_app`` builds the application, ``python api.py`` serves it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from config import ConfigError, Settings, load_settings
+from sensevoice_service.admission import Admission
+from sensevoice_service.audio import AudioLimits
+from sensevoice_service.batcher import Batcher, BatchLimits
+from sensevoice_service.chunker import ChunkPolicy
+from sensevoice_service.logs import configure_logging
+from sensevoice_service.memory import MemoryGauge
+from sensevoice_service.model_store import ModelFolder, resolve_model
+from sensevoice_service.pipeline import Pipeline, PipelinePolicy
+from sensevoice_service.routes.app import build_app
+from sensevoice_service.routes.services import Services
+from sensevoice_service.service import LoadedModel, Service
+from sensevoice_service.status import ModelInfo
+
+ROOT = Path(__file__).parent
+EXIT_USAGE, EXIT_NO_MODEL = 2, 3
+# A batch this large keeps a device busy; a larger one only makes the next in line wait longer.
+CPU_BATCH_FRAMES, GPU_BATCH_FRAMES = 1_024, 8_192
+
+_log = logging.getLogger("sensevoice_service.api")
+
+
+def create_app(settings: Settings, on_failure: Callable[[], None] = lambda: None) -> FastAPI:
+    """The application; ``on_failure`` is called from a thread if its model cannot be loaded."""
+    pool = ThreadPoolExecutor(
+        settings.DECODE_THREADS or (os.cpu_count() or 1) + 1, thread_name_prefix="decode"
+    )
+    service = Service(lambda stop: load_model(settings, pool, stop), on_failure)
+    memory = MemoryGauge()
+    admission = Admission(
+        limit=settings.MAX_CONCURRENT_REQUESTS,
+        max_waiting=settings.MAX_WAITING_REQUESTS,
+        queue_timeout_s=settings.QUEUE_TIMEOUT_SEC,
+        memory_percent=memory.percent,
+        memory_limit_percent=settings.MEMORY_LIMIT_PERCENT,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await asyncio.to_thread(service.stop, settings.SHUTDOWN_TIMEOUT_SEC)
+        pool.shutdown(wait=False, cancel_futures=True)
+
+    return build_app(Services(service, service, admission, memory.reading), settings, lifespan)
+
+
+def load_model(settings: Settings, pool: Executor, stop: threading.Event) -> LoadedModel:
+    """Find, load and warm the model; raises ``ModelError``. Blocks, so it has its own thread."""
+    folder = resolve_model(settings.MODEL, settings.HUB, root=ROOT, report=_report, stop=stop)
+    # torch takes seconds to import: /health answers meanwhile.
+    from sensevoice_service import engine as engines
+    from sensevoice_service.tokenizer import load_vocabulary
+
+    device = engines.choose_device(settings.DEVICE)
+    engines.share_cores(settings.MODEL_WORKERS, settings.INTRA_OP_THREADS)
+    vocabulary = load_vocabulary(folder.bpe_model)
+    engine = engines.load_engine(
+        engines.ModelFiles(folder.config_yaml, folder.checkpoint, folder.cmvn),
+        vocab_size=vocabulary.size,
+        device=device,
+        precision=engines.choose_precision(settings.QUANTIZE, device),
+    )
+    limits = batch_limits(settings, device.type)
+    longest_s = settings.LARGE_FILE_DURATION_SEC
+    engine.warm_up(engines.warm_up_shapes(limits.max_items, limits.max_padded_frames, longest_s))
+    info = describe(folder, engine, str(device))
+    _log.info("serving %s on %s in %s", info.name, info.device, info.precision)
+    batcher = Batcher([engine] * settings.MODEL_WORKERS, limits)
+    return LoadedModel(
+        info=info,
+        batcher=batcher,
+        pipeline=Pipeline(batcher, pool, vocabulary, pipeline_policy(settings)),
+        gpu_memory=engine.gpu_memory,
+    )
+
+
+def describe(folder: ModelFolder, engine: Any, device: str) -> ModelInfo:
+    return ModelInfo(
+        name=folder.name,
+        is_demo=folder.is_demo,
+        device=device,
+        precision=engine.precision,
+        source=str(folder.path),
+        parameters=engine.n_parameters,
+    )
+
+
+def batch_limits(settings: Settings, device_type: str) -> BatchLimits:
+    default_frames = CPU_BATCH_FRAMES if device_type == "cpu" else GPU_BATCH_FRAMES
+    return BatchLimits(
+        max_items=settings.BATCH_SIZE,
+        max_padded_frames=settings.BATCH_FRAMES or default_frames,
+        max_wait_s=settings.BATCH_WAIT_MS / 1_000,
+    )
+
+
+def pipeline_policy(settings: Settings) -> PipelinePolicy:
+    return PipelinePolicy(
+        audio=AudioLimits(max_audio_s=settings.MAX_AUDIO_SEC),
+        chunks=ChunkPolicy(
+            whole_s=settings.LARGE_FILE_DURATION_SEC,
+            chunk_s=settings.LARGE_FILE_CHUNK_SIZE_SEC,
+        ),
+        large_file_bytes=int(settings.LARGE_FILE_SIZE_MB * 2**20),
+        max_chunks_in_flight=settings.CHUNKS_IN_FLIGHT,
+    )
+
+
+def _report(message: str) -> None:
+    level = logging.WARNING if message.startswith("WARNING") else logging.INFO
+    _log.log(level, "%s", message.removeprefix("WARNING: "))
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal; 3 where the model cannot be had, otherwise 0."""
+    configure_logging(settings.LOG_LEVEL, settings.LOG_FORMAT)
+    failed = threading.Event()
+    server: uvicorn.Server
+
+    def give_up() -> None:
+        failed.set()
+        server.should_exit = True
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings, give_up),
+            host=settings.HOST,
+            port=settings.PORT,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.SHUTDOWN_TIMEOUT_SEC,
+        )
+    )
+    server.run()
+    return EXIT_NO_MODEL if failed.is_set() else 0
+
+
+def main() -> int:
+    """Exit status: 0, 2 for a wrong setting, 3 where the model cannot be had."""
+    try:
+        settings = load_settings()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    return serve(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

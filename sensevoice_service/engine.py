@@ -1,0 +1,201 @@
+"""One model on one device: load, set its precision, warm up, infer."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sensevoice_service.ctc import best_path
+from sensevoice_service.encoder import EncoderConfig, SenseVoice
+from sensevoice_service.frontend import FeatureBatch, Frontend, read_cmvn
+from sensevoice_service.types import (
+    PROMPT_FRAMES,
+    SAMPLE_RATE_HZ,
+    Chunk,
+    DecodeOptions,
+    Hypothesis,
+    ModelError,
+    lfr_frames,
+)
+
+Precision = Literal["fp32", "bf16", "int8"]
+
+# The head's output is 25,055 wide: a slice of this many frames takes 100 MB in fp32.
+HEAD_FRAMES = 1_024
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The parts of a model folder that the engine reads."""
+
+    config_yaml: Path
+    checkpoint: Path
+    cmvn: Path
+
+
+class Engine:
+    """Chunks in, hypotheses out. Not for two threads at once: each device has its own thread."""
+
+    def __init__(self, model: SenseVoice, frontend: Frontend, precision: Precision) -> None:
+        self.frontend = frontend
+        self.precision = precision
+        self.device = frontend.device
+        self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self._model = _lower(model.to(self.device).eval(), precision)
+
+    def __call__(self, chunks: Sequence[Chunk]) -> list[Hypothesis]:
+        return self.infer(self.frontend(chunks))
+
+    @torch.inference_mode()
+    def infer(self, batch: FeatureBatch) -> list[Hypothesis]:
+        """Greedy CTC of every row; the arg-max is taken on the device."""
+        with self._autocast():
+            hidden = self._model.encode(
+                batch.features, batch.n_frames, batch.language_rows, batch.textnorm_rows
+            )
+            ids = self._arg_max(hidden)
+        return [
+            best_path(row[: PROMPT_FRAMES + length])
+            for row, length in zip(ids, batch.lengths, strict=True)
+        ]
+
+    def warm_up(self, shapes: Sequence[tuple[int, float]]) -> None:
+        """Run batches of the given (rows, seconds), so that no request pays for first calls."""
+        rng = np.random.default_rng(0)
+        for rows, duration_s in shapes:
+            noise = rng.normal(0, 0.01, round(duration_s * SAMPLE_RATE_HZ)).astype(np.float32)
+            self([Chunk(noise, 0, index, DecodeOptions()) for index in range(rows)])
+
+    def gpu_memory(self) -> dict[str, int] | None:
+        """Bytes in use and in all of the whole GPU, and those this process holds."""
+        if self.device.type != "cuda":
+            return None
+        free_bytes, total_bytes = torch.cuda.mem_get_info(self.device)
+        return {
+            "used_bytes": total_bytes - free_bytes,
+            "total_bytes": total_bytes,
+            "process_bytes": torch.cuda.memory_reserved(self.device),
+        }
+
+    def _arg_max(self, hidden: Tensor) -> NDArray[np.int32]:
+        """``(B, T, size)`` to int32 ``(B, T)`` on the host, without all logits at once."""
+        slices = hidden.flatten(0, 1).split(HEAD_FRAMES)
+        ids = torch.cat([self._model.ctc(part).argmax(dim=-1) for part in slices])
+        return ids.view(hidden.shape[:2]).to(torch.int32).cpu().numpy()
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        """In bf16 the products are rounded; residual sums, norms and positions stay in fp32."""
+        if self.precision != "bf16":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+
+
+def warm_up_shapes(
+    max_items: int, max_padded_frames: int, longest_s: float
+) -> list[tuple[int, float]]:
+    """One row and as many as fit, short and long: the corners of what will be served."""
+    shapes = []
+    for duration_s in (1.0, longest_s):
+        frames = PROMPT_FRAMES + lfr_frames(round(duration_s * SAMPLE_RATE_HZ))
+        fitting = max(1, min(max_items, max_padded_frames // frames))
+        shapes += [(1, duration_s), (fitting, duration_s)]
+    return shapes
+
+
+def choose_device(wanted: str) -> torch.device:
+    """``auto`` is the first GPU or the CPU; raises ``ModelError`` for a GPU that is not there."""
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "auto":
+        return torch.device("cuda:0" if n_gpus else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= n_gpus:
+        raise ModelError(f"DEVICE={wanted}: this machine has {n_gpus} usable GPUs; try DEVICE=auto")
+    return device
+
+
+def choose_precision(quantize: str, device: torch.device) -> Precision:
+    """What QUANTIZE means on a device; raises ``ModelError`` where it cannot be had."""
+    if quantize == "int8":
+        if device.type != "cpu":
+            raise ModelError("QUANTIZE=int8 is for the CPU; on a GPU use bf16 or auto")
+        return "int8"
+    if quantize == "bf16":
+        return "bf16"
+    if quantize == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return "bf16"
+    return "fp32"
+
+
+def load_engine(
+    files: ModelFiles, vocab_size: int, device: torch.device, precision: Precision
+) -> Engine:
+    """Read a checkpoint with FunASR's parameter names.
+
+    Raises ``ModelError`` if it is damaged, holds anything but tensors, or does not fit its
+    configuration and vocabulary.
+    """
+    config = yaml.safe_load(files.config_yaml.read_text(encoding="utf-8"))
+    try:
+        model = _empty_model(EncoderConfig.from_yaml(config, vocab_size))
+        frontend = Frontend(read_cmvn(files.cmvn), device)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{files.config_yaml.parent}: wrong configuration: {error}") from error
+    model.load_state_dict(_read_checkpoint(files.checkpoint, model), assign=True)
+    return Engine(model, frontend, precision)
+
+
+def _empty_model(config: EncoderConfig) -> SenseVoice:
+    """Built without memory, since the checkpoint's tensors are put in place of its own."""
+    with torch.device("meta"):
+        model = SenseVoice(config)
+    model.encoder.positions = torch.empty(0, config.input_size)
+    return model
+
+
+def _read_checkpoint(path: Path, model: SenseVoice) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(f"{path} holds more than tensors and is not loaded: {error}") from None
+    except (RuntimeError, OSError, EOFError) as error:
+        raise ModelError(f"{path} is damaged: {error}") from None
+    state = state.get("state_dict", state)
+    wanted = model.state_dict()
+    missing = sorted(wanted.keys() - state.keys())
+    if missing:
+        raise ModelError(f"{path} lacks {len(missing)} parameters, such as {missing[0]}")
+    wrong = [name for name, value in wanted.items() if state[name].shape != value.shape]
+    if wrong:
+        found, expected = tuple(state[wrong[0]].shape), tuple(wanted[wrong[0]].shape)
+        raise ModelError(f"{path}: {wrong[0]} is {found}, expected {expected}: another model's")
+    return {name: state[name].float() for name in wanted}
+
+
+def _lower(model: SenseVoice, precision: Precision) -> SenseVoice:
+    """Round the weights of the products once; norms and prompts keep fp32."""
+    if precision == "bf16":
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Conv1d):
+                module.to(torch.bfloat16)
+    elif precision == "int8":
+        from sensevoice_service.int8 import quantize_linears
+
+        quantize_linears(model)
+    return model
+
+
+def share_cores(n_workers: int, threads: int) -> None:
+    """Give each inference thread ``threads`` cores, or with 0 an equal share of those there are."""
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(threads or max(1, (n_cores or 1) // n_workers))

@@ -1,0 +1,167 @@
+"""The whole way of one file, from upload to transcript."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from sensevoice_service.audio import AudioLimits, decode
+from sensevoice_service.batch_call import Completion
+from sensevoice_service.chunker import ChunkPolicy, cut
+from sensevoice_service.merge import merge
+from sensevoice_service.tags import Vocabulary
+from sensevoice_service.types import (
+    Chunk,
+    ChunkResult,
+    DecodeOptions,
+    Hypothesis,
+    Transcript,
+    Upload,
+)
+
+# Four steps of 16 bits: below this there is nothing to hear, whatever a model makes of it.
+SILENCE_PEAK = 4 / 32_768
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Time spent decoding, the longest wait of a chunk, and the share of the device's time."""
+
+    decode_s: float
+    queue_s: float
+    infer_s: float
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    transcript: Transcript
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class PipelinePolicy:
+    """How files are cut, how long they may be, and how much of one may be in hand at once."""
+
+    audio: AudioLimits
+    chunks: ChunkPolicy
+    large_file_bytes: int
+    max_chunks_in_flight: int
+
+
+class Queue(Protocol):
+    """The batcher, as it is seen from here."""
+
+    def submit(self, chunk: Chunk) -> Future[Completion]: ...
+
+
+class Pipeline:
+    """Decodes in ``pool``, recognises through ``queue``; shared by all requests."""
+
+    def __init__(
+        self, queue: Queue, pool: Executor, vocabulary: Vocabulary, policy: PipelinePolicy
+    ) -> None:
+        self._queue = queue
+        self._pool = pool
+        self._vocabulary = vocabulary
+        self._policy = policy
+
+    async def transcribe(self, upload: Upload, options: DecodeOptions) -> PipelineResult:
+        """Raises ``ServiceError``; when cancelled, ends once nothing reads the file any more."""
+        policy = self._policy
+        blocks = decode(upload, policy.audio)
+        is_large = upload.size_bytes > policy.large_file_bytes
+        source = _ChunkSource(cut(blocks, options, policy.chunks, is_large=is_large), self._pool)
+        running: deque[_Recognition] = deque()
+        done: list[_Recognised] = []
+        try:
+            while (chunk := await source.next()) is not None:
+                if len(running) == policy.max_chunks_in_flight:
+                    done.append(await running.popleft().finish())
+                running.append(_Recognition(chunk, self._queue.submit(chunk)))
+            while running:
+                done.append(await running.popleft().finish())
+        finally:
+            for recognition in running:
+                recognition.cancel()
+            await source.close()
+            blocks.close()
+        # Merging hours of overlapping chunks takes a quarter of a second: not on the event loop.
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._conclude, done, source.spent_s)
+
+    def _conclude(self, done: list[_Recognised], decode_s: float) -> PipelineResult:
+        results = [one.result for one in done]
+        transcript = merge(results, self._vocabulary, results[-1].end_sample)
+        completions = [one.completion for one in done]
+        timings = Timings(
+            decode_s=decode_s,
+            queue_s=max(completion.queue_s for completion in completions),
+            infer_s=sum(completion.infer_s / completion.batch_size for completion in completions),
+        )
+        return PipelineResult(transcript, timings)
+
+
+class _ChunkSource:
+    """An iterator of chunks, each step of which runs in a thread."""
+
+    def __init__(self, chunks: Iterator[Chunk], pool: Executor) -> None:
+        self._chunks = chunks
+        self._pool = pool
+        self._step: Future[Chunk | None] | None = None
+        self.spent_s = 0.0
+
+    async def next(self) -> Chunk | None:
+        self._step = self._pool.submit(self._advance)
+        return await asyncio.wrap_future(self._step)
+
+    async def close(self) -> None:
+        """Wait for a step under way: a generator cannot be closed while it runs."""
+        step = self._step
+        while step is not None and not (step.done() or step.cancel()):
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([asyncio.wrap_future(step)])
+
+    def _advance(self) -> Chunk | None:
+        began_s = time.perf_counter()
+        try:
+            return next(self._chunks, None)
+        finally:
+            self.spent_s += time.perf_counter() - began_s
+
+
+@dataclass(frozen=True)
+class _Recognised:
+    result: ChunkResult
+    completion: Completion
+
+
+class _Recognition:
+    """A chunk on its way through the queue; its samples are not kept here."""
+
+    def __init__(self, chunk: Chunk, future: Future[Completion]) -> None:
+        self._span = (chunk.start_sample, chunk.end_sample, chunk.overlap_samples)
+        self._is_silent = float(np.abs(chunk.samples).max()) < SILENCE_PEAK
+        self._future = future
+
+    async def finish(self) -> _Recognised:
+        completion = await asyncio.wrap_future(self._future)
+        hypothesis = completion.hypothesis
+        if self._is_silent:
+            hypothesis = _without_tokens(hypothesis)
+        return _Recognised(ChunkResult(*self._span, hypothesis), completion)
+
+    def cancel(self) -> None:
+        self._future.cancel()
+
+
+def _without_tokens(hypothesis: Hypothesis) -> Hypothesis:
+    none = np.empty(0, np.int32)
+    return replace(hypothesis, token_ids=none, first_frames=none, last_frames=none)

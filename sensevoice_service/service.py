@@ -1,0 +1,94 @@
+"""The running service: loads in the background, transcribes, knows its state, stops."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sensevoice_service.batcher import Batcher, BatchStats
+from sensevoice_service.pipeline import Pipeline, PipelineResult
+from sensevoice_service.status import ModelInfo, Status
+from sensevoice_service.types import DecodeOptions, ModelError, NotReady, Upload
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What loading gives: a warm model behind a queue that has not been started."""
+
+    info: ModelInfo
+    batcher: Batcher
+    pipeline: Pipeline
+    gpu_memory: Callable[[], dict[str, Any] | None]
+
+
+class Service:
+    """Implements the routes' ``Pipeline`` and ``ServiceState``; ``load`` runs in its own thread.
+
+    ``on_failure`` is called, from that thread, if the model cannot be had.
+    """
+
+    def __init__(
+        self, load: Callable[[threading.Event], LoadedModel], on_failure: Callable[[], None]
+    ) -> None:
+        self._load = load
+        self._on_failure = on_failure
+        self._stopping = threading.Event()
+        self._loaded: LoadedModel | None = None
+        self.failure: str | None = None
+
+    def start(self) -> None:
+        threading.Thread(target=self._run_load, name="load-model", daemon=True).start()
+
+    def stop(self, timeout_s: float) -> None:
+        """Blocks for up to ``timeout_s`` while batches finish; a load under way is abandoned."""
+        self._stopping.set()
+        if self._loaded is not None:
+            self._loaded.batcher.stop(timeout_s=timeout_s)
+
+    @property
+    def status(self) -> Status:
+        if self._stopping.is_set():
+            return "stopping"
+        if self.failure is not None:
+            return "failed"
+        if self._loaded is None:
+            return "loading"
+        return "ready" if self._loaded.batcher.healthy else "failed"
+
+    @property
+    def model(self) -> ModelInfo | None:
+        return self._loaded.info if self._loaded else None
+
+    async def transcribe(self, upload: Upload, options: DecodeOptions) -> PipelineResult:
+        if self._loaded is None:
+            raise NotReady("the model is not loaded")
+        return await self._loaded.pipeline.transcribe(upload, options)
+
+    def batch_stats(self) -> BatchStats:
+        return self._loaded.batcher.stats() if self._loaded else BatchStats()
+
+    def gpu_memory(self) -> dict[str, Any] | None:
+        return self._loaded.gpu_memory() if self._loaded else None
+
+    def _run_load(self) -> None:
+        try:
+            loaded = self._load(self._stopping)
+            loaded.batcher.start()
+            self._loaded = loaded
+        except ModelError as error:
+            self._fail(str(error))
+        except Exception as error:
+            _log.exception("the model could not be loaded")
+            self._fail(f"the model could not be loaded: {error!r}")
+
+    def _fail(self, reason: str) -> None:
+        if self._stopping.is_set():
+            return
+        _log.error("%s", reason)
+        self.failure = reason
+        self._on_failure()
