@@ -1,4 +1,4 @@
-"""Utterances for the demo model: drawn, spoken, soiled, turned into fbank frames, kept in memory."""
+"""Utterances for the demo model: drawn, spoken, soiled, and kept as fbank frames."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from training.lexicon import BASE, WIDE, Language, Lexicon, phrases
 from training.speech import Espeak, FloatArray, random_noise, random_voice, soil
 
 MAX_WORDS = 10
+MAX_TAKE_FRAMES = 2_300  # 23 s: one more utterance still ends well before 30 s
 SEPARATORS = {"en": (" ", " ", " ", " ", ", "), "zh": ("", "", "", " ", ", ")}
 
 
@@ -68,7 +69,9 @@ def draw_training_script(rng: np.random.Generator) -> Script:
     return draw_script(rng, BASE if kind < 0.47 else WIDE, language)
 
 
-def speak(rng: np.random.Generator, espeak: Espeak, script: Script) -> tuple[FloatArray, NDArray[np.int64]]:
+def speak(
+    rng: np.random.Generator, espeak: Espeak, script: Script
+) -> tuple[FloatArray, NDArray[np.int64]]:
     """Clean samples and the start sample of each word; a voice, a rate and a pitch by chance."""
     separator = str(rng.choice(SEPARATORS[script.language]))
     speech = espeak.speak(script.words, random_voice(rng, script.language), separator)
@@ -120,7 +123,7 @@ def make_noises(seed: int, n_noises: int) -> list[Utterance]:
 
 
 def make_corpus(seed: int, n_utterances: int, n_processes: int) -> list[Utterance]:
-    """``synthesize`` in parallel, in shares of 500 with a seed each, so the result is repeatable."""
+    """``synthesize`` in parallel, in shares of 500 with a seed each, to be repeatable."""
     shares = [500] * (n_utterances // 500)
     seeds = [seed + i for i in range(len(shares))]
     with ProcessPoolExecutor(n_processes) as pool:
@@ -149,23 +152,32 @@ def write_cmvn(cmvn: Cmvn) -> str:
     )
 
 
-def takes(rng: np.random.Generator, corpus: Sequence[Utterance], noises: Sequence[Utterance]) -> Iterator[list[Utterance]]:
+def takes(
+    rng: np.random.Generator, corpus: Sequence[Utterance], noises: Sequence[Utterance]
+) -> Iterator[list[Utterance]]:
     """One pass over the corpus in random order, as takes: one utterance, or several and pauses.
 
     Takes of several, up to 30 s, teach the model whole chunks of long files.
     """
-    order = rng.permutation(len(corpus))
-    position = 0
-    while position < len(order):
-        n_joined = 1 if rng.random() < 0.7 else int(rng.integers(2, 11))
-        take: list[Utterance] = []
-        for index in order[position : position + n_joined]:
-            if rng.random() < (0.35 if n_joined == 1 else 0.6):
-                take.append(noises[rng.integers(len(noises))])
-            take.append(corpus[index])
-        position += n_joined
-        if rng.random() < 0.3:
-            take.append(noises[rng.integers(len(noises))])
-        yield take
+
+    def pause() -> Utterance:
+        return noises[int(rng.integers(len(noises)))]
+
+    take: list[Utterance] = []
+    wanted = 0
+    for index in rng.permutation(len(corpus)).tolist():
+        if rng.random() < (0.3 if wanted == 0 else 0.6):
+            take.append(pause())
+        take.append(corpus[index])
+        wanted = wanted - 1 if wanted else _draw_joined(rng)
+        n_frames = sum(len(utterance.frames) for utterance in take)
+        if wanted == 0 or n_frames > MAX_TAKE_FRAMES:
+            yield take
+            take, wanted = [], 0
         if rng.random() < 0.02:
-            yield [noises[i] for i in rng.integers(len(noises), size=rng.integers(1, 5))]
+            yield [pause() for _ in range(int(rng.integers(1, 5)))]
+
+
+def _draw_joined(rng: np.random.Generator) -> int:
+    """How many more utterances follow the first of a take."""
+    return 0 if rng.random() < 0.85 else int(rng.integers(1, 9))

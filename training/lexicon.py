@@ -17,18 +17,21 @@ ENGLISH = (
 ).split()
 CHINESE = list("零一二三四五六七八九十今天明气你好请打开关闭灯门音乐播放电话回家早上谢")
 
-WIDE_ENGLISH = ENGLISH + (
-    "eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
-    " twenty thirty forty fifty sixty seventy eighty ninety"
-    " monday tuesday wednesday thursday friday saturday sunday"
-    " january february march april may june july august september october november december"
-    " yesterday now noon midnight evening night week month year minute half past quarter"
-    " london paris beijing shanghai tokyo china england america"
-    " school hospital station airport office kitchen hotel bank street city park restaurant"
-    " what where when is my your we car bus train water coffee tea bread apple cat dog book phone"
-    " message help big small hot cold green blue black white new old happy friend family"
-    " and not go come want like eat drink"
-).split()
+WIDE_ENGLISH = (
+    ENGLISH
+    + (
+        "eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+        " twenty thirty forty fifty sixty seventy eighty ninety"
+        " monday tuesday wednesday thursday friday saturday sunday"
+        " january february march april may june july august september october november december"
+        " yesterday now noon midnight evening night week month year minute half past quarter"
+        " london paris beijing shanghai tokyo china england america"
+        " school hospital station airport office kitchen hotel bank street city park restaurant"
+        " what where when is my your we car bus train water coffee tea bread apple cat dog book"
+        " phone message help big small hot cold green blue black white new old happy friend family"
+        " and not go come want like eat drink"
+    ).split()
+)
 # No two share a toned syllable, and none differs from another by -n against -ng alone.
 WIDE_CHINESE = CHINESE + list(
     "年周点分半刻晚中秒我他是不去来在大小多少人水茶饭吃喝看听说写买车站路学国北海南东西左右"
@@ -123,7 +126,7 @@ def _spell_english(words: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _spell_chinese(words: Sequence[str]) -> Iterator[list[str]]:
-    """``三十五`` is 35; a digit ahead of 十 is its tens, one after it its unit; else digit by digit."""
+    """``三十五`` is 35; a digit ahead of 十 is its tens, one after it its unit."""
 
     def is_unit(i: int) -> bool:
         return 0 <= i < len(words) and words[i] in CHINESE_DIGITS[1:]
@@ -144,7 +147,9 @@ def sentencepiece_model() -> bytes:
     model = sentencepiece_pb2.ModelProto()
     types = sentencepiece_pb2.ModelProto.SentencePiece
     for index, piece in enumerate(pieces()):
-        entry = model.pieces.add(piece=piece, score=0.0 if piece in TAGS else -float(len(piece) > 1))
+        entry = model.pieces.add(
+            piece=piece, score=0.0 if piece in TAGS else -float(len(piece) > 1)
+        )
         if index == 0:
             entry.type = types.UNKNOWN
         elif piece in SPECIALS:

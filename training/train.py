@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -138,7 +138,9 @@ class ExampleMaker:
         language = languages.pop() if languages else self._rng.choice(("zh", "en"))
         return LANGUAGE_PROMPTS[language]
 
-    def _prompt_targets(self, take: Sequence[Utterance], use_itn: bool) -> tuple[int, int, int, int]:
+    def _prompt_targets(
+        self, take: Sequence[Utterance], use_itn: bool
+    ) -> tuple[int, int, int, int]:
         spoken: dict[Language, int] = {}
         for utterance in take:
             if utterance.words:
@@ -226,7 +228,7 @@ def loss_of(model: SenseVoice, batch: Batch, frame_loss_weight: float) -> Tensor
     frame = F.nll_loss(
         audio.flatten(0, 1), batch.frame_targets.flatten(), ignore_index=IGNORE, reduction="sum"
     )
-    return (ctc + 0.5 * prompt + frame_loss_weight * frame) / len(batch.n_frames)
+    return (ctc + 0.5 * prompt + frame_loss_weight * frame) / batch.n_frames.sum()
 
 
 def train(recipe: Recipe, out: Path, n_threads: int) -> None:
@@ -265,7 +267,7 @@ def fit(
                 loss = loss_of(model, batch, recipe.frame_loss_weight)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             done = (epoch + step / len(groups)) / recipe.epochs
             for parameters in optimizer.param_groups:
                 parameters["lr"] = recipe.peak_learning_rate * one_cycle(done)
@@ -300,7 +302,7 @@ def encoder_config(recipe: Recipe) -> EncoderConfig:
 
 
 def write_folder(out: Path, recipe: Recipe, cmvn: Cmvn, model: SenseVoice) -> None:
-    """Lay the model out as the published folder; weights are rounded to fp16 to halve their size."""
+    """Lay the model out as the published folder; weights are rounded to fp16, half the size."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "am.mvn").write_text(write_cmvn(cmvn), encoding="utf-8")
     (out / "demo.bpe.model").write_bytes(sentencepiece_model())
