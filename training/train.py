@@ -51,7 +51,7 @@ class Recipe:
     seed: int = 20_260
     n_utterances: int = 40_000
     n_noises: int = 1_500
-    epochs: int = 6
+    epochs: int = 8
     batch_frames: int = 2_400
     peak_learning_rate: float = 2e-3
     weight_decay: float = 0.01

@@ -1,0 +1,295 @@
+"""What an uploaded file is by its own first bytes, and whether all of it arrived.
+
+The demuxer is chosen here and libav is told its name, so libav never guesses: a playlist, a
+script or a description of streams matches no signature and reaches no demuxer. libav also reads
+many cut-off files without a word; the sizes that containers declare are compared with the bytes
+that are there, and each Ogg page with its checksum.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import BinaryIO, Literal
+
+from sensevoice_service.mpeg import MpegFrame, find_frames
+from sensevoice_service.types import CorruptAudio, EmptyFile, UnsupportedAudio
+from sensevoice_service.window import Window
+
+# Writers that cannot seek back leave a size of 0, of all ones, or of about 2 GiB in the header.
+PLACEHOLDER_BYTES = 0x7F00_0000
+ID3V1_BYTES = 128
+# More than a day of Ogg pages of 20 ms: what has more pieces is made to waste time.
+MAX_PIECES = 5_000_000
+MAX_ID3_TAGS = 8
+MPEG_SEARCH_BYTES = 64 * 1024
+# Archives and documents may hold a whole MP3 a few bytes after their own header.
+NOT_AUDIO = (b"PK", b"%PDF", b"Rar!", b"7z")
+OGG_HEADER_BYTES = 27
+_ONES = 0xFFFF_FFFF
+_REVERSED_BITS = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
+
+
+@dataclass(frozen=True)
+class Container:
+    """How to read a file: libav's ``demuxer``, and the byte where it starts after any ID3v2 tag.
+
+    ``sized`` says that the duration in the header was counted and not guessed. ``n_samples`` is
+    how many samples a channel the header promises, 0 where it promises nothing that can be checked.
+    """
+
+    demuxer: str
+    start_byte: int = 0
+    sized: bool = False
+    n_samples: int = 0
+
+
+def inspect(file: BinaryIO) -> Container:
+    """Recognise the container and compare its declared sizes with the file.
+
+    Raises ``EmptyFile``, ``UnsupportedAudio`` (no signature of ours) or ``CorruptAudio`` (cut off).
+    """
+    window = Window(file)
+    if not window.size_bytes:
+        raise EmptyFile("the file is empty")
+    start_byte = _id3v2_bytes(window)
+    if start_byte:
+        window = Window(file, start_byte)
+        if not window.size_bytes:
+            raise CorruptAudio("the file ends within its ID3 tag")
+    demuxer = _demuxer(window.peek(0, 12))
+    container = _CHECKS[demuxer](window) if demuxer else _check_mpeg(window)
+    return replace(container, start_byte=start_byte + container.start_byte)
+
+
+def _id3v2_bytes(window: Window) -> int:
+    """Length of the ID3v2 tags at the start: libav need not unpack pictures and comments."""
+    at = 0
+    for _ in range(MAX_ID3_TAGS):
+        head = window.peek(at, 10)
+        if len(head) < 10 or head[:3] != b"ID3":
+            break
+        length = 0
+        for byte in head[6:]:
+            length = length << 7 | byte & 0x7F
+        at += 10 + length + (10 if head[5] & 0x10 else 0)
+    return at
+
+
+def _demuxer(head: bytes) -> str | None:
+    kind = head[8:12]
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and kind == b"WAVE":
+        return "wav"
+    if head[:4] == b"RIFF" and kind in (b"AVI ", b"AVIX"):
+        return "avi"
+    if head[:4] == b"FORM" and kind in (b"AIFF", b"AIFC"):
+        return "aiff"
+    # A first byte of text would be a box of half a gigabyte.
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip") and head[0] < 0x20:
+        return "mov"
+    signatures = {
+        b"fLaC": "flac",
+        b"OggS": "ogg",
+        b"caff": "caf",
+        b".snd": "au",
+        b"#!AMR": "amr",
+        b"\x1a\x45\xdf\xa3": "matroska",
+    }
+    return next((name for magic, name in signatures.items() if head.startswith(magic)), None)
+
+
+def _cut_off(what: str, declared_bytes: int, there_bytes: int) -> CorruptAudio:
+    return CorruptAudio(
+        f"the file is cut off: {what} should be {declared_bytes} bytes long and is {there_bytes}"
+    )
+
+
+def _chunks(
+    window: Window, at_byte: int, order: Literal["little", "big"], size_bytes: int = 4
+) -> Iterator[tuple[bytes, int, int]]:
+    """Name, first byte and declared length of the chunks of an IFF-like file."""
+    for _ in range(MAX_PIECES):
+        head = window.peek(at_byte, 4 + size_bytes)
+        if len(head) < 4 + size_bytes:
+            break
+        length = int.from_bytes(head[4:], order)
+        at_byte += 4 + size_bytes
+        yield head[:4], at_byte, length
+        at_byte += length + (length & 1 if size_bytes == 4 else 0)
+
+
+def _require(window: Window, what: str, at_byte: int, length: int) -> bool:
+    """Whether a declared length is a true one. Raises ``CorruptAudio`` if less is there."""
+    if length == 0 or length >= PLACEHOLDER_BYTES > window.size_bytes:
+        return False
+    if at_byte + length > window.size_bytes:
+        raise _cut_off(what, length, window.size_bytes - at_byte)
+    return True
+
+
+def _check_wav(window: Window) -> Container:
+    order: Literal["little", "big"] = "big" if window.peek(0, 4) == b"RIFX" else "little"
+    riff_bytes = 8 + int.from_bytes(window.peek(4, 4), order)
+    long_data_bytes = 0
+    for name, at, length in _chunks(window, 12, order):
+        if name == b"ds64":
+            long_data_bytes = int.from_bytes(window.peek(at + 8, 8), "little")
+        if name == b"data":
+            if length == 0 and riff_bytes == window.size_bytes:
+                raise EmptyFile("the file holds no audio samples")
+            if length == 0xFFFF_FFFF and long_data_bytes:
+                length = long_data_bytes
+            return Container("wav", sized=_require(window, "the audio data", at, length))
+    raise CorruptAudio("the file ends before its audio data")
+
+
+def _check_avi(window: Window) -> Container:
+    for name, at, length in _chunks(window, 12, "little"):
+        if name == b"LIST":
+            _require(window, "a list of chunks", at, length)
+    return Container("avi", sized=True)
+
+
+def _check_aiff(window: Window) -> Container:
+    for name, at, length in _chunks(window, 12, "big"):
+        if name == b"SSND":
+            return Container("aiff", sized=_require(window, "the audio data", at, length))
+    raise CorruptAudio("the file ends before its audio data")
+
+
+def _check_caf(window: Window) -> Container:
+    for name, at, length in _chunks(window, 8, "big", size_bytes=8):
+        if name == b"data":
+            return Container("caf", sized=_require(window, "the audio data", at, length))
+    raise CorruptAudio("the file ends before its audio data")
+
+
+def _check_au(window: Window) -> Container:
+    at, length = (int.from_bytes(window.peek(byte, 4), "big") for byte in (4, 8))
+    return Container("au", sized=_require(window, "the audio data", at, length))
+
+
+def _check_flac(window: Window) -> Container:
+    stream_info = window.peek(8, 34)
+    n_samples = int.from_bytes(stream_info[13:18], "big") & 0xF_FFFF_FFFF
+    return Container("flac", sized=n_samples > 0, n_samples=n_samples)
+
+
+def _check_mov(window: Window) -> Container:
+    at = 0
+    for _ in range(MAX_PIECES):
+        head = window.peek(at, 16)
+        length, name = int.from_bytes(head[:4], "big"), head[4:8]
+        if length == 1:
+            length = int.from_bytes(head[8:], "big")
+        if length < 8 or not name.isalnum():
+            break
+        if name in (b"moov", b"moof", b"mdat") and at + length > window.size_bytes:
+            raise _cut_off(f"the box {name.decode()}", length, window.size_bytes - at)
+        at += length
+    return Container("mov", sized=True)
+
+
+def _check_matroska(window: Window) -> Container:
+    """The one size that tells is the segment's; a live recording leaves it unknown, all ones."""
+    length, n_bytes = _ebml_size(window.peek(4, 8))
+    at = 4 + n_bytes + (length or 0)
+    if window.peek(at, 4) == b"\x18\x53\x80\x67":
+        length, n_bytes = _ebml_size(window.peek(at + 4, 8))
+        at += 4 + n_bytes
+        if length is not None and at + length > window.size_bytes:
+            raise _cut_off("the segment", length, window.size_bytes - at)
+    return Container("matroska", sized=True)
+
+
+def _ebml_size(head: bytes) -> tuple[int | None, int]:
+    """An EBML length, None where all its bits are ones, and the bytes that it takes itself."""
+    n_bytes = 9 - head[0].bit_length() if head and head[0] else 8
+    mask = (1 << 7 * n_bytes) - 1
+    value = int.from_bytes(head[:n_bytes], "big") & mask
+    return (None if value == mask else value), n_bytes
+
+
+def _check_ogg(window: Window) -> Container:
+    """Walk the pages: each whole, each with its checksum, the last with all of its packet.
+
+    A file that ends between pages with no end-of-stream mark passes: interrupted recordings do.
+    """
+    at, last = 0, b""
+    for _ in range(MAX_PIECES):
+        page = _ogg_page(window, at)
+        if page is None and last and last[5] & 4:
+            break  # a tag behind the marked end
+        if page is None:
+            raise CorruptAudio(f"the file is damaged or cut off at byte {at}")
+        at, last = at + len(page), page
+        if at == window.size_bytes:
+            break
+    if last[26] and last[OGG_HEADER_BYTES + last[26] - 1] == 255:
+        raise CorruptAudio("the file is cut off within a packet")
+    return Container("ogg", sized=True)
+
+
+def _ogg_page(window: Window, at_byte: int) -> bytes | None:
+    """The whole page at this place, None where it is none or its checksum is wrong.
+
+    Ogg's CRC is zlib's polynomial with the bits the other way round, and without its inversions.
+    """
+    head = window.peek(at_byte, OGG_HEADER_BYTES + 255)
+    if len(head) < OGG_HEADER_BYTES or not head.startswith(b"OggS"):
+        return None
+    lacing = head[OGG_HEADER_BYTES : OGG_HEADER_BYTES + head[26]]
+    length = OGG_HEADER_BYTES + len(lacing) + sum(lacing)
+    page = window.peek(at_byte, length)
+    if len(page) < length or len(lacing) < head[26]:
+        return None
+    body = (page[:22] + bytes(4) + page[26:]).translate(_REVERSED_BITS)
+    checksum = int.from_bytes(page[22:26].translate(_REVERSED_BITS), "big")
+    return page if zlib.crc32(body, _ONES) ^ _ONES == checksum else None
+
+
+def _check_amr(window: Window) -> Container:
+    return Container("amr")
+
+
+def _check_mpeg(window: Window) -> Container:
+    """MPEG audio and ADTS AAC have no signature: a run of frames that fit together is one."""
+    head = window.peek(0, MPEG_SEARCH_BYTES)
+    found = None if head.startswith(NOT_AUDIO) else find_frames(head, window.size_bytes)
+    if found is None:
+        raise UnsupportedAudio("the file is not in an audio format that this service decodes")
+    at, frame = found
+    if frame.is_aac:
+        return Container("aac", start_byte=at)
+    return Container("mp3", start_byte=at, sized=_xing_counts(window, at, frame))
+
+
+def _xing_counts(window: Window, at_byte: int, frame: MpegFrame) -> bool:
+    """Whether the first frame is an encoder's note of the length, and the length is there.
+
+    Since then a tag that some encoders count or a broken last frame may have been stripped.
+    """
+    note = window.peek(at_byte, min(frame.length_bytes, 64))
+    at = max(note.find(b"Xing"), note.find(b"Info"))
+    if at < 0:
+        return False
+    flags, _, n_bytes = (int.from_bytes(note[at + i : at + i + 4], "big") for i in (4, 8, 12))
+    there = window.size_bytes - at_byte
+    if flags & 3 == 3 and n_bytes > there + ID3V1_BYTES + frame.length_bytes:
+        raise _cut_off("the audio data", n_bytes, there)
+    return flags & 1 == 1
+
+
+_CHECKS: dict[str, Callable[[Window], Container]] = {
+    "wav": _check_wav,
+    "avi": _check_avi,
+    "aiff": _check_aiff,
+    "caf": _check_caf,
+    "au": _check_au,
+    "flac": _check_flac,
+    "mov": _check_mov,
+    "matroska": _check_matroska,
+    "ogg": _check_ogg,
+    "amr": _check_amr,
+}
