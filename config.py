@@ -134,7 +134,10 @@ def _local_values(path: Path) -> dict[str, Any]:
     if spec is None or spec.loader is None:
         return {}
     module = ModuleType("local_config")
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{path.name} cannot be read: {error!r}") from error
     return {name: value for name, value in vars(module).items() if name.isupper()}
 
 

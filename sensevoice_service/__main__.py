@@ -69,8 +69,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _serve(_options: argparse.Namespace) -> int:
     import api
 
-    api.main()
-    return 0
+    return api.main()
 
 
 if __name__ == "__main__":

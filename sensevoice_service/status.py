@@ -13,7 +13,7 @@ Status = Literal["loading", "ready", "failed", "stopping"]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The loaded model: ``source`` is its hub id or folder, ``precision`` fp32, bf16 or int8."""
+    """The loaded model: ``source`` is its folder, ``precision`` fp32, bf16 or int8."""
 
     name: str
     is_demo: bool

@@ -86,10 +86,10 @@ def test_help_names_the_commands() -> None:
     assert "serve" in result.stdout
 
 
-def test_serve_hands_over_to_the_api(tmp_path: Path) -> None:
-    (tmp_path / "api.py").write_text("def main():\n    print('serving')\n")
+def test_serve_hands_over_to_the_api_and_keeps_its_status(tmp_path: Path) -> None:
+    (tmp_path / "api.py").write_text("def main():\n    print('serving')\n    return 3\n")
     result = run("serve", cwd=tmp_path, environment={"PYTHONPATH": str(ROOT)})
-    assert (result.returncode, result.stdout) == (0, "serving\n")
+    assert (result.returncode, result.stdout) == (3, "serving\n")
 
 
 def test_the_command_line_starts_without_torch_or_the_web_framework() -> None:

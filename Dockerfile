@@ -1,0 +1,47 @@
+# torch's wheels bring their own CUDA libraries (cudart, cuBLAS, cuDNN, NCCL). What a container needs
+# beside them is the driver, which the NVIDIA container runtime mounts from the host; of the CUDA
+# images "base" tells it to do so, and asks for a driver that knows CUDA 13.0. "runtime" would only
+# add the same libraries a second time. Without a GPU the image runs on the CPU.
+ARG CUDA_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
+
+FROM ${CUDA_IMAGE} AS build
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+RUN python3 -m venv /opt/venv
+COPY requirements.txt /tmp/requirements.txt
+RUN /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /tmp/requirements.txt
+
+FROM ${CUDA_IMAGE}
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates python3 \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --create-home --shell /usr/sbin/nologin sensevoice \
+    && install -d -o sensevoice -g sensevoice /models
+COPY --from=build /opt/venv /opt/venv
+WORKDIR /app
+COPY config.py api.py ./
+COPY sensevoice_service ./sensevoice_service
+
+# MODEL is a hub id and not "auto": where the model cannot be had the container ends with exit code 3
+# instead of serving the demo model.
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOST=0.0.0.0 \
+    PORT=8000 \
+    MODEL=iic/SenseVoiceSmall \
+    MODELSCOPE_CACHE=/models \
+    HF_HOME=/models/hf
+
+USER sensevoice
+VOLUME /models
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+
+# Failures do not count during the start period, which has room for the first download. Overloaded
+# is no illness: a restart would only lose the work in hand.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=20m --retries=4 \
+    CMD ["python", "-c", "import http.client, json, os; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=4); c.request('GET', '/health'); raise SystemExit(json.load(c.getresponse())['status'] not in ('healthy', 'overloaded'))"]
+
+CMD ["python", "api.py"]

@@ -1,0 +1,46 @@
+# Everything runs in .venv, which is made on first use and remade when the requirements change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: run test check demo-model evaluate hour-test parity clean
+
+run: $(VENV)/.installed  ## Serve on HOST and PORT (127.0.0.1:8000)
+	$(BIN)/python api.py
+
+test: $(VENV)/.installed-dev  ## Lint, type check and test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.installed-dev  ## Lint and type check alone
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+demo-model: $(VENV)/.installed-dev  ## Train the bundled model anew (espeak-ng; about half an hour)
+	$(BIN)/python -m training.train
+
+evaluate: $(VENV)/.installed-dev  ## Print the demo model's error on speech it has not heard
+	$(BIN)/python -m training.evaluate
+
+hour-test: $(VENV)/.installed-dev  ## Print the token error of the seams in hour-long files
+	$(BIN)/python -m bench.hour
+
+parity: $(VENV)/.installed-dev  ## Print the largest differences from FunASR
+	$(BIN)/python -m bench.parity
+
+$(VENV)/.installed: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements.txt requirements-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -r requirements-dev.txt
+	touch $(VENV)/.installed $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
