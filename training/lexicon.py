@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_pb2
 
@@ -115,7 +115,7 @@ def _spell_english(words: Sequence[str]) -> Iterator[list[str]]:
         if word in UNITS and follows_tens:
             yield [str(UNITS.index(word) + 1)]
         elif word in SMALL:
-            first, *rest = str(SMALL.index(word))
+            first, *rest = list(str(SMALL.index(word)))
             yield [SPACE + first, *rest]
         elif word in TENS:
             has_unit = i + 1 < len(words) and words[i + 1] in UNITS
@@ -144,8 +144,8 @@ def _spell_chinese(words: Sequence[str]) -> Iterator[list[str]]:
 
 def sentencepiece_model() -> bytes:
     """A unigram model over whole words, in sentencepiece's own format."""
-    model = sentencepiece_pb2.ModelProto()
-    types = sentencepiece_pb2.ModelProto.SentencePiece
+    proto: Any = sentencepiece_pb2  # its classes are made at run time, unseen by type checkers
+    model, types = proto.ModelProto(), proto.ModelProto.SentencePiece
     for index, piece in enumerate(pieces()):
         entry = model.pieces.add(
             piece=piece, score=0.0 if piece in TAGS else -float(len(piece) > 1)
@@ -156,7 +156,7 @@ def sentencepiece_model() -> bytes:
             entry.type = types.CONTROL
         elif piece in TAGS:
             entry.type = types.USER_DEFINED
-    model.trainer_spec.model_type = sentencepiece_pb2.TrainerSpec.UNIGRAM
+    model.trainer_spec.model_type = proto.TrainerSpec.UNIGRAM
     model.trainer_spec.vocab_size = len(model.pieces)
     model.trainer_spec.unk_surface = " "
     model.normalizer_spec.name = "identity"
