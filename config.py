@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -142,11 +145,28 @@ def _local_values(path: Path) -> dict[str, Any]:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read all sources. Raises ``ConfigError`` with a line for each setting that is wrong."""
+    """Read all sources. Raises ``ConfigError`` with a line for each setting that is wrong.
+
+    The environment is shared with other programs, so of its unknown names only those that look
+    like a slip of the pen are refused.
+    """
+    if slips := _misspelt(os.environ):
+        raise ConfigError("wrong settings:\n  " + "\n  ".join(slips))
     try:
         return Settings(**overrides)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
+
+
+def _misspelt(names: Iterable[str]) -> list[str]:
+    known = list(Settings.model_fields)
+    slips = []
+    for name in names:
+        # Short names are near to too many others.
+        if "_" in name and name not in known:
+            meant = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+            slips += [f"{name}: no such setting; did you mean {close}?" for close in meant]
+    return slips
 
 
 def _explain(error: ValidationError) -> str:

@@ -203,3 +203,15 @@ def test_a_broken_local_config_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(config, "LOCAL_CONFIG", broken)
     with pytest.raises(config.ConfigError, match=r"local_config\.py cannot be read: SyntaxError"):
         config.load_settings()
+
+
+def test_a_misspelt_environment_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_CONCURENT_REQUESTS", "5")
+    with pytest.raises(ConfigError, match="did you mean MAX_CONCURRENT_REQUESTS"):
+        load_settings()
+
+
+def test_other_programs_may_have_their_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOSTNAME", "MODEL_NAME", "PORTS", "LOG_DIR", "BATCH", "MAX_JOBS"):
+        monkeypatch.setenv(name, "x")
+    assert load_settings().PORT == 8000
