@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.server import HANDLED_SIGNALS
 
 from config import ConfigError, Settings, load_settings
 from sensevoice_service.admission import Admission
@@ -31,9 +33,11 @@ from sensevoice_service.service import LoadedModel, Service
 from sensevoice_service.status import ModelInfo
 
 ROOT = Path(__file__).parent
-EXIT_USAGE, EXIT_NO_MODEL = 2, 3
+EXIT_NO_ADDRESS, EXIT_USAGE, EXIT_NO_MODEL = 1, 2, 3
 # A batch this large keeps a device busy; a larger one only makes the next in line wait longer.
 CPU_BATCH_FRAMES, GPU_BATCH_FRAMES = 1_024, 8_192
+# With the load of the demo, a start without a hub stays within 10 s.
+HUB_TIMEOUT_S = 5.0
 
 _log = logging.getLogger("sensevoice_service.api")
 
@@ -65,7 +69,14 @@ def create_app(settings: Settings, on_failure: Callable[[], None] = lambda: None
 
 def load_model(settings: Settings, pool: Executor, stop: threading.Event) -> LoadedModel:
     """Find, load and warm the model; raises ``ModelError``. Blocks, so it has its own thread."""
-    folder = resolve_model(settings.MODEL, settings.HUB, root=ROOT, report=_report, stop=stop)
+    folder = resolve_model(
+        settings.MODEL,
+        settings.HUB,
+        root=ROOT,
+        report=_report,
+        hub_timeout_s=HUB_TIMEOUT_S,
+        stop=stop,
+    )
     # torch takes seconds to import: /health answers meanwhile.
     from sensevoice_service import engine as engines
     from sensevoice_service.tokenizer import load_vocabulary
@@ -131,7 +142,7 @@ def _report(message: str) -> None:
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal; 3 where the model cannot be had, otherwise 0."""
+    """Serve until a signal; returns the exit status, as ``main`` does."""
     configure_logging(settings.LOG_LEVEL, settings.LOG_FORMAT)
     failed = threading.Event()
     server: uvicorn.Server
@@ -151,12 +162,27 @@ def serve(settings: Settings) -> int:
             timeout_graceful_shutdown=settings.SHUTDOWN_TIMEOUT_SEC,
         )
     )
-    server.run()
+    try:
+        with _signals_spent():
+            server.run()
+    except SystemExit:  # with uvicorn's own status, a 3
+        return EXIT_NO_ADDRESS
     return EXIT_NO_MODEL if failed.is_set() else 0
 
 
+@contextmanager
+def _signals_spent() -> Iterator[None]:
+    """uvicorn raises the signal that stopped it once more: it would be the exit status."""
+    handlers = {name: signal.signal(name, signal.SIG_IGN) for name in HANDLED_SIGNALS}
+    try:
+        yield
+    finally:
+        for name, handler in handlers.items():
+            signal.signal(name, handler)
+
+
 def main() -> int:
-    """Exit status: 0, 2 for a wrong setting, 3 where the model cannot be had."""
+    """Exit status: 0, 1 where the address cannot be had, 2 for a wrong setting, 3 for no model."""
     try:
         settings = load_settings()
     except ConfigError as error:

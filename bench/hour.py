@@ -53,9 +53,9 @@ class Comparison:
         return self.n_errors / self.n_tokens
 
 
-def make_utterances(n: int) -> list[FloatArray]:
+def make_utterances(n: int, espeak: Espeak) -> list[FloatArray]:
     """English and Chinese in turn, without the silence at either end."""
-    rng, espeak = np.random.default_rng(SEED), Espeak()
+    rng = np.random.default_rng(SEED)
     utterances = []
     for index in range(n):
         samples, _ = speak(rng, espeak, draw_script(rng, WIDE, "zh" if index % 2 else "en"))
@@ -119,7 +119,7 @@ def main() -> None:
     batcher.start()
     with ThreadPoolExecutor(2) as pool:
         pipeline = Pipeline(batcher, pool, vocabulary, pipeline_policy(settings))
-        utterances = make_utterances(N_UTTERANCES)
+        utterances = make_utterances(N_UTTERANCES, Espeak())
         for pauses in (True, False):
             result = compare(pipeline, utterances, 60 * arguments.minutes, pauses)
             print(

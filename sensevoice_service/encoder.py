@@ -105,8 +105,7 @@ class SanmAttention(nn.Module):
         """Padding is zeroed before the convolution, so that no row feels its neighbours."""
         if mask.frames is not None:
             value = value * mask.frames
-        out = self.fsmn_block(value.transpose(1, 2)).transpose(1, 2) + value
-        return out if mask.frames is None else out * mask.frames
+        return self.fsmn_block(value.transpose(1, 2)).transpose(1, 2) + value
 
 
 class FeedForward(nn.Module):
@@ -171,9 +170,11 @@ class SanmEncoder(nn.Module):
     def _positions(self, x: Tensor) -> Tensor:
         """Made in fp32 and rounded once: past 256 the frame number itself is inexact in bf16."""
         n_frames, depth = x.shape[1:]
-        if len(self.positions) < n_frames:
-            self.positions = sinusoidal_positions(max(512, 2 * n_frames), depth).to(x.device)
-        return self.positions[:n_frames].to(x.dtype)
+        positions = self.positions
+        if len(positions) < n_frames:
+            positions = sinusoidal_positions(max(512, 2 * n_frames), depth).to(x.device)
+            self.positions = positions  # threads that meet here may replace it by a shorter one
+        return positions[:n_frames].to(x.dtype)
 
 
 class CtcHead(nn.Module):

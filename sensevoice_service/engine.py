@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sensevoice_service.ctc import best_path
 from sensevoice_service.encoder import EncoderConfig, SenseVoice
-from sensevoice_service.frontend import FeatureBatch, Frontend, read_cmvn
+from sensevoice_service.frontend import FeatureBatch, Frontend, read_cmvn, require_known
 from sensevoice_service.types import (
     PROMPT_FRAMES,
     SAMPLE_RATE_HZ,
@@ -45,14 +45,14 @@ class ModelFiles:
 
 
 class Engine:
-    """Chunks in, hypotheses out. Not for two threads at once: each device has its own thread."""
+    """Chunks in, hypotheses out; threads may share it, though one is enough to fill a device."""
 
     def __init__(self, model: SenseVoice, frontend: Frontend, precision: Precision) -> None:
         self.frontend = frontend
         self.precision = precision
         self.device = frontend.device
         self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._model = _lower(model.to(self.device).eval(), precision)
+        self.model = _lower(model.to(self.device).eval(), precision)
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Hypothesis]:
         return self.infer(self.frontend(chunks))
@@ -61,7 +61,7 @@ class Engine:
     def infer(self, batch: FeatureBatch) -> list[Hypothesis]:
         """Greedy CTC of every row; the arg-max is taken on the device."""
         with self._autocast():
-            hidden = self._model.encode(
+            hidden = self.model.encode(
                 batch.features, batch.n_frames, batch.language_rows, batch.textnorm_rows
             )
             ids = self._arg_max(hidden)
@@ -91,7 +91,7 @@ class Engine:
     def _arg_max(self, hidden: Tensor) -> NDArray[np.int32]:
         """``(B, T, size)`` to int32 ``(B, T)`` on the host, without all logits at once."""
         slices = hidden.flatten(0, 1).split(HEAD_FRAMES)
-        ids = torch.cat([self._model.ctc(part).argmax(dim=-1) for part in slices])
+        ids = torch.cat([self.model.ctc(part).argmax(dim=-1) for part in slices])
         return ids.view(hidden.shape[:2]).to(torch.int32).cpu().numpy()
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -148,8 +148,9 @@ def load_engine(
     config = yaml.safe_load(files.config_yaml.read_text(encoding="utf-8"))
     try:
         model = _empty_model(EncoderConfig.from_yaml(config, vocab_size))
+        require_known(config["frontend_conf"])
         frontend = Frontend(read_cmvn(files.cmvn), device)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{files.config_yaml.parent}: wrong configuration: {error}") from error
     model.load_state_dict(_read_checkpoint(files.checkpoint, model), assign=True)
     return Engine(model, frontend, precision)
@@ -170,16 +171,22 @@ def _read_checkpoint(path: Path, model: SenseVoice) -> dict[str, Tensor]:
         raise ModelError(f"{path} holds more than tensors and is not loaded: {error}") from None
     except (RuntimeError, OSError, EOFError) as error:
         raise ModelError(f"{path} is damaged: {error}") from None
-    state = state.get("state_dict", state)
+    state = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not isinstance(state, dict):
+        raise ModelError(f"{path} holds no parameters by name")
     wanted = model.state_dict()
     missing = sorted(wanted.keys() - state.keys())
     if missing:
         raise ModelError(f"{path} lacks {len(missing)} parameters, such as {missing[0]}")
-    wrong = [name for name, value in wanted.items() if state[name].shape != value.shape]
+    wrong = [name for name in wanted if _shape(state[name]) != _shape(wanted[name])]
     if wrong:
-        found, expected = tuple(state[wrong[0]].shape), tuple(wanted[wrong[0]].shape)
+        found, expected = _shape(state[wrong[0]]), _shape(wanted[wrong[0]])
         raise ModelError(f"{path}: {wrong[0]} is {found}, expected {expected}: another model's")
     return {name: state[name].float() for name in wanted}
+
+
+def _shape(value: object) -> object:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _lower(model: SenseVoice, precision: Precision) -> SenseVoice:

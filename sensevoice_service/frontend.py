@@ -9,9 +9,10 @@ then the mean and scale of ``am.mvn``. Kaldi's own definition: ``src/feat/featur
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,17 @@ LOW_HZ = 20.0
 PREEMPHASIS = 0.97
 INT16_SCALE = 32_768.0
 LFR_LEFT_FRAMES = (LFR_STACK_FRAMES - 1) // 2
+
+# What of this FunASR's ``frontend_conf`` states.
+CONF = {
+    "fs": SAMPLE_RATE_HZ,
+    "window": "hamming",
+    "n_mels": N_MELS,
+    "frame_length": FBANK_WINDOW_SAMPLES * 1_000 // SAMPLE_RATE_HZ,
+    "frame_shift": FBANK_SHIFT_SAMPLES * 1_000 // SAMPLE_RATE_HZ,
+    "lfr_m": LFR_STACK_FRAMES,
+    "lfr_n": LFR_SHIFT_FRAMES,
+}
 
 LANGUAGE_ROWS = {"auto": 0, "zh": 3, "en": 4, "yue": 7, "ja": 11, "ko": 12}
 WITH_ITN_ROW, WITHOUT_ITN_ROW = 14, 15
@@ -67,15 +79,25 @@ class Cmvn:
 def read_cmvn(path: Path) -> Cmvn:
     """Read Kaldi's nnet text form: the vectors after ``<AddShift>`` and ``<Rescale>``.
 
-    Raises ``ValueError`` where either is missing.
+    Raises ``ValueError`` where either is missing or of another length.
     """
     words = path.read_text(encoding="utf-8").split()
 
     def vector(tag: str) -> Tensor:
         start = words.index("[", words.index(tag)) + 1
-        return torch.tensor([float(word) for word in words[start : words.index("]", start)]])
+        values = [float(word) for word in words[start : words.index("]", start)]]
+        if len(values) != LFR_STACK_FRAMES * N_MELS:
+            raise ValueError(f"{path.name}: {tag} has {len(values)} values")
+        return torch.tensor(values)
 
     return Cmvn(shift=vector("<AddShift>"), scale=vector("<Rescale>"))
+
+
+def require_known(frontend_conf: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` where a ``config.yaml`` asks for other features than these."""
+    for name, value in CONF.items():
+        if frontend_conf.get(name, value) != value:
+            raise ValueError(f"only {name} {value} is known, not {frontend_conf[name]}")
 
 
 def mel_banks() -> Tensor:

@@ -127,7 +127,7 @@ class _ChunkSource:
         step = self._step
         while step is not None and not (step.done() or step.cancel()):
             with suppress(asyncio.CancelledError):
-                await asyncio.wait([asyncio.wrap_future(step)])
+                await asyncio.gather(asyncio.wrap_future(step), return_exceptions=True)
 
     def _advance(self) -> Chunk | None:
         began_s = time.perf_counter()

@@ -80,6 +80,8 @@ class Service:
             loaded = self._load(self._stopping)
             loaded.batcher.start()
             self._loaded = loaded
+            if self._stopping.is_set():  # meanwhile: ``stop`` may have found nothing to stop
+                loaded.batcher.stop(timeout_s=0)
         except ModelError as error:
             self._fail(str(error))
         except Exception as error:
