@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 from fastapi import FastAPI
@@ -182,13 +182,23 @@ def _signals_spent() -> Iterator[None]:
 
 
 def main() -> int:
-    """Exit status: 0, 1 where the address cannot be had, 2 for a wrong setting, 3 for no model."""
+    """Exit status: 0, 1 where the address cannot be had, 2 for a wrong setting, 3 for no model.
+
+    Once it has served it ends the process instead of returning.
+    """
     try:
         settings = load_settings()
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
-    return serve(settings)
+    return _end_process(serve(settings))
+
+
+def _end_process(status: int) -> NoReturn:
+    """Without the interpreter's own end: it aborts if a thread is still inside of torch."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

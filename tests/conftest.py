@@ -1,0 +1,51 @@
+"""Models that many tests share. Nothing heavy is imported until a test asks for one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from bench.reference import FunAsr
+    from tests.models import Model
+
+DEMO_FOLDER = Path(__file__).resolve().parents[1] / "sensevoice_service" / "demo_model"
+FULL_SIZE_FOLDER = os.environ.get("SENSEVOICE_FULL_SIZE_MODEL")
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Random weights in three narrow blocks, with the vocabulary of the published model."""
+    from bench.make_model import make_model
+    from tests.models import load_model
+
+    folder = tmp_path_factory.mktemp("small-model")
+    make_model(folder, small=True)
+    return load_model(folder)
+
+
+@pytest.fixture(
+    scope="session", params=["small", "demo", *(["full-size"] if FULL_SIZE_FOLDER else [])]
+)
+def model(request: pytest.FixtureRequest) -> Model:
+    """Each model that must agree with FunASR: a random one, the bundled demo, and on demand one
+    of the published size."""
+    from tests.models import load_model
+
+    if request.param == "small":
+        small: Model = request.getfixturevalue("small_model")
+        return small
+    if request.param == "demo":
+        return load_model(DEMO_FOLDER)
+    assert FULL_SIZE_FOLDER
+    return load_model(Path(FULL_SIZE_FOLDER), is_full_size=True)
+
+
+@pytest.fixture(scope="session")
+def funasr(model: Model) -> FunAsr:
+    from bench.reference import FunAsr
+
+    return FunAsr(model.folder.path)
