@@ -30,6 +30,7 @@ class Model:
 
 
 def load_model(path: Path, *, is_full_size: bool = False) -> Model:
+    torch.set_num_threads(1)  # two gain little here, and lose a lot where a core is busy
     folder = open_folder(path)
     vocabulary = load_vocabulary(folder.bpe_model)
     return Model(folder, vocabulary, engine_of(folder, vocabulary.size), is_full_size)

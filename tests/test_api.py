@@ -100,7 +100,7 @@ def closed_hub() -> str:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory, closed_hub: str) -> dict[str, str]:
-    """No setting of the machine's own, hubs at a closed port, empty caches, a free port."""
+    """No setting of the machine's own, hubs at a closed port, empty caches, a free port, a core."""
     caches = tmp_path_factory.mktemp("caches")
     inherited = {
         name: value
@@ -110,6 +110,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory, closed_hub: str) -> di
     return {
         **inherited,
         "PORT": "0",
+        "INTRA_OP_THREADS": "1",
         "MODELSCOPE_DOMAIN": closed_hub,
         "HF_ENDPOINT": closed_hub,
         "MODELSCOPE_CACHE": str(caches / "ms"),
