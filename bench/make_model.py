@@ -20,6 +20,8 @@ import torch
 import yaml
 from sentencepiece import sentencepiece_model_pb2
 
+from sensevoice_service.published import PUBLISHED_IDS
+
 BPE_MODEL_NAME = "chn_jpn_yue_eng_ko_spectok.bpe.model"
 VOCAB_SIZE = 25_055
 FEATURE_DIM = 560  # 80 mels × 7 stacked frames
@@ -132,19 +134,23 @@ CONFIG: dict[str, Any] = {
     },
 }
 
-CONFIGURATION = {
-    "framework": "pytorch",
-    "task": "auto-speech-recognition",
-    "model": {"type": "funasr"},
-    "pipeline": {"type": "funasr-pipeline"},
-    "model_name_in_hub": {"ms": "iic/SenseVoiceSmall", "hf": "FunAudioLLM/SenseVoiceSmall"},
-    "file_path_metas": {
-        "init_param": "model.pt",
-        "config": "config.yaml",
-        "tokenizer_conf": {"bpemodel": BPE_MODEL_NAME},
-        "frontend_conf": {"cmvn_file": "am.mvn"},
-    },
-}
+
+def configuration_json(bpe_model_name: str, *, ms_id: str, hf_id: str) -> str:
+    """Tells FunASR which file of a model folder is what; the ids may be empty."""
+    configuration = {
+        "framework": "pytorch",
+        "task": "auto-speech-recognition",
+        "model": {"type": "funasr"},
+        "pipeline": {"type": "funasr-pipeline"},
+        "model_name_in_hub": {"ms": ms_id, "hf": hf_id},
+        "file_path_metas": {
+            "init_param": "model.pt",
+            "config": "config.yaml",
+            "tokenizer_conf": {"bpemodel": bpe_model_name},
+            "frontend_conf": {"cmvn_file": "am.mvn"},
+        },
+    }
+    return json.dumps(configuration, indent=2) + "\n"
 
 
 def make_model(folder: Path, *, seed: int = 0, small: bool = False) -> int:
@@ -158,7 +164,10 @@ def make_model(folder: Path, *, seed: int = 0, small: bool = False) -> int:
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
-    (folder / "configuration.json").write_text(json.dumps(CONFIGURATION, indent=2), "utf-8")
+    configuration = configuration_json(
+        BPE_MODEL_NAME, ms_id=PUBLISHED_IDS["ms"], hf_id=PUBLISHED_IDS["hf"]
+    )
+    (folder / "configuration.json").write_text(configuration, "utf-8")
     (folder / "am.mvn").write_text(_cmvn(seed), "utf-8")
     (folder / BPE_MODEL_NAME).write_bytes(_bpe_model())
     weights = random_weights(config, seed)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench.make_model import CONFIG, configuration_json
 from sensevoice_service.encoder import EncoderConfig, SenseVoice
 from sensevoice_service.frontend import Cmvn, read_cmvn, stack_lfr
 from sensevoice_service.types import LFR_SHIFT_FRAMES, PROMPT_FRAMES
@@ -38,6 +39,7 @@ from training.corpus import (
 from training.lexicon import BLANK_ID, Language, pieces, sentencepiece_model, spell
 
 DEMO_FOLDER = Path(__file__).parents[1] / "sensevoice_service" / "demo_model"
+BPE_MODEL_NAME = "demo.bpe.model"
 IGNORE = -100
 LANGUAGE_PROMPTS = {"auto": 0, "zh": 3, "en": 4}
 # The demo knows no Cantonese, Japanese or Korean: their prompts are taught to mean "auto".
@@ -329,65 +331,27 @@ def write_folder(out: Path, recipe: Recipe, cmvn: Cmvn, model: SenseVoice) -> No
     """Lay the model out as the published folder; weights are rounded to fp16, half the size."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "am.mvn").write_text(write_cmvn(cmvn), encoding="utf-8")
-    (out / "demo.bpe.model").write_bytes(sentencepiece_model())
+    (out / BPE_MODEL_NAME).write_bytes(sentencepiece_model())
     (out / "config.yaml").write_text(yaml.safe_dump(folder_config(recipe), sort_keys=False))
-    (out / "configuration.json").write_text(json.dumps(CONFIGURATION, indent=2) + "\n")
+    configuration = configuration_json(BPE_MODEL_NAME, ms_id="", hf_id="")
+    (out / "configuration.json").write_text(configuration)
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
     weights = {name: value.to(torch.float16) for name, value in model.state_dict().items()}
     torch.save(weights, out / "model.pt")
 
 
-CONFIGURATION = {
-    "framework": "pytorch",
-    "task": "auto-speech-recognition",
-    "model": {"type": "funasr"},
-    "pipeline": {"type": "funasr-pipeline"},
-    "model_name_in_hub": {"ms": "", "hf": ""},
-    "file_path_metas": {
-        "init_param": "model.pt",
-        "config": "config.yaml",
-        "tokenizer_conf": {"bpemodel": "demo.bpe.model"},
-        "frontend_conf": {"cmvn_file": "am.mvn"},
-    },
-}
-
-
 def folder_config(recipe: Recipe) -> dict[str, object]:
-    """``config.yaml`` as FunASR reads it."""
-    return {
-        "encoder": "SenseVoiceEncoderSmall",
-        "encoder_conf": {
-            "output_size": recipe.output_size,
-            "attention_heads": recipe.attention_heads,
-            "linear_units": recipe.linear_units,
-            "num_blocks": recipe.num_blocks,
-            "tp_blocks": recipe.tp_blocks,
-            "dropout_rate": 0.1,
-            "positional_dropout_rate": 0.1,
-            "attention_dropout_rate": 0.1,
-            "input_layer": "pe",
-            "pos_enc_class": "SinusoidalPositionEncoder",
-            "normalize_before": True,
-            "kernel_size": 11,
-            "sanm_shfit": 0,
-            "selfattention_layer_type": "sanm",
-        },
-        "model": "SenseVoiceSmall",
-        "model_conf": {"length_normalized_loss": True, "sos": 1, "eos": 2, "ignore_id": -1},
-        "tokenizer": "SentencepiecesTokenizer",
-        "tokenizer_conf": {"bpemodel": None, "unk_symbol": "<unk>", "split_with_space": True},
-        "frontend": "WavFrontend",
-        "frontend_conf": {
-            "fs": 16_000,
-            "window": "hamming",
-            "n_mels": 80,
-            "frame_length": 25,
-            "frame_shift": 10,
-            "lfr_m": 7,
-            "lfr_n": 6,
-            "cmvn_file": None,
-        },
+    """``config.yaml`` as FunASR reads it: the published one in other dimensions."""
+    parts = ("encoder", "model", "tokenizer", "frontend")
+    kept = {key: CONFIG[key] for part in parts for key in (part, f"{part}_conf")}
+    dimensions = {
+        "output_size": recipe.output_size,
+        "attention_heads": recipe.attention_heads,
+        "linear_units": recipe.linear_units,
+        "num_blocks": recipe.num_blocks,
+        "tp_blocks": recipe.tp_blocks,
     }
+    return {**kept, "encoder_conf": {**CONFIG["encoder_conf"], **dimensions}}
 
 
 def main() -> None:
