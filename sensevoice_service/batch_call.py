@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
 
-from sensevoice_service.types import Chunk, Hypothesis, InferenceFailed, NotReady
+from sensevoice_service.types import (
+    Chunk,
+    DeviceOutOfMemory,
+    Hypothesis,
+    InferenceFailed,
+    NotReady,
+)
 
 Worker = Callable[[Sequence[Chunk]], Sequence[Hypothesis]]
 
@@ -59,32 +67,51 @@ class Call:
         return isinstance(self.error, Exception) and len(self.jobs) > 1
 
     @property
+    def did_not_fit(self) -> bool:
+        """Whether it failed for want of memory: the device's, or the host's for the features."""
+        return isinstance(self.error, DeviceOutOfMemory | MemoryError)
+
+    @property
     def frames(self) -> int:
         return sum(job.n_frames for job in self.jobs)
 
     @property
+    def longest_frames(self) -> int:
+        return max(job.n_frames for job in self.jobs)
+
+    @property
     def padded_frames(self) -> int:
-        return len(self.jobs) * max(job.n_frames for job in self.jobs)
+        return _padded_frames(self.jobs)
 
 
 def run_batch(worker: Worker, jobs: Sequence[Job]) -> list[Call]:
     """Call a worker until every job has a hypothesis or an error of its own; never raises for it.
 
-    Jobs that have been given up meanwhile are left out.
+    Jobs that have been given up meanwhile are left out, and several are not tried at a size that
+    did not fit a moment ago.
     """
     calls: list[Call] = []
     parts = [jobs]
+    too_large_frames = math.inf
     while parts:
         part = [job for job in parts.pop() if not job.future.done()]
         if not part:
             continue
-        call = _call(worker, part)
-        calls.append(call)
-        if call.retried:
+        if len(part) == 1 or _padded_frames(part) < too_large_frames:
+            call = _call(worker, part)
+            calls.append(call)
+            if not call.retried:
+                continue
+            if call.did_not_fit:
+                too_large_frames = call.padded_frames
             _log.warning("a batch of %d failed, trying its halves: %r", len(part), call.error)
-            middle = len(part) // 2
-            parts += [part[middle:], part[:middle]]
+        middle = len(part) // 2
+        parts += [part[middle:], part[:middle]]
     return calls
+
+
+def _padded_frames(jobs: Sequence[Job]) -> int:
+    return len(jobs) * max(job.n_frames for job in jobs)
 
 
 def _call(worker: Worker, jobs: Sequence[Job]) -> Call:
@@ -93,15 +120,32 @@ def _call(worker: Worker, jobs: Sequence[Job]) -> Call:
         if len(hypotheses) != len(jobs):
             raise ValueError(f"{len(hypotheses)} hypotheses for {len(jobs)} chunks")
     except BaseException as error:  # whatever it is, the callers must hear of it
+        _forget_locals(error)
         return Call(jobs, error=error)
     return Call(jobs, hypotheses)
+
+
+def _forget_locals(error: BaseException) -> None:
+    """Free what the frames of a failed call hold on the device: the next try needs that memory."""
+    errors: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while errors:
+        if (found := errors.pop()) is not None and id(found) not in seen:
+            seen.add(id(found))
+            traceback.clear_frames(found.__traceback__)
+            errors += [found.__cause__, found.__context__]
 
 
 def deliver(call: Call, started_s: float, ended_s: float) -> None:
     """Give the jobs of a call their outcome: a ``Completion`` or ``InferenceFailed``."""
     if call.error is not None:
+        _log.error("no hypothesis for %d chunks", len(call.jobs), exc_info=call.error)
         for job in call.jobs:
-            failure = InferenceFailed("the model failed on this audio")
+            failure = InferenceFailed(
+                "the audio chunk does not fit the device's memory"
+                if call.did_not_fit
+                else "the model failed on this audio"
+            )
             failure.__cause__ = call.error
             settle(job, failure)
         return

@@ -1,6 +1,7 @@
 """Cross-request batching: the chunks of all requests share one queue and its inference threads.
 
-``batch_policy`` decides what goes into a batch and when, ``batch_call`` runs it.
+``batch_policy`` decides what goes into a batch and when, ``frame_budget`` how much the device has
+room for, ``batch_call`` runs it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sensevoice_service.batch_call import (
     settle,
 )
 from sensevoice_service.batch_policy import BatchLimits, Pace, is_full, pick_batch
+from sensevoice_service.frame_budget import FrameBudget
 from sensevoice_service.types import Chunk, NotReady
 
 __all__ = ["BatchLimits", "BatchStats", "Batcher", "Completion", "Worker"]
@@ -37,19 +39,26 @@ _log = logging.getLogger(__name__)
 class BatchStats:
     """A snapshot. Totals count since the start; a batch that was split counts once a call.
 
-    ``queue_mean_s`` and ``queue_max_s`` are over the last 256 chunks. ``longest_running_s`` tells
-    of a device that hangs: how long the oldest batch without an answer has been running.
-    ``consecutive_failures`` counts the batches since the last one that gave any answer.
+    ``padding_ratio`` is the share of the padded frames that is padding. ``consecutive_failures``
+    counts the batches since the last one that gave any answer. ``out_of_memory`` counts the calls
+    that did not fit the device; they are failures only where a chunk alone does not fit.
+    ``max_padded_frames`` is the limit in force. ``longest_running_s`` tells of a device that hangs:
+    how long the oldest batch without an answer has been running. ``queue_mean_s`` and
+    ``queue_max_s`` are over the last 256 chunks.
     """
 
     batches: int = 0
     items: int = 0
     frames: int = 0
     padded_frames: int = 0
+    mean_batch_size: float = 0.0
+    padding_ratio: float = 0.0
     infer_s: float = 0.0
     failed_batches: int = 0
     failed_items: int = 0
     consecutive_failures: int = 0
+    out_of_memory: int = 0
+    max_padded_frames: int = 0
     queued: int = 0
     running: int = 0
     longest_running_s: float = 0.0
@@ -57,21 +66,13 @@ class BatchStats:
     queue_max_s: float = 0.0
     overhead_frames: float = 0.0
 
-    @property
-    def mean_batch_size(self) -> float:
-        return self.items / self.batches if self.batches else 0.0
-
-    @property
-    def padding_ratio(self) -> float:
-        """The share of the padded frames that are padding, 0…1."""
-        return 1 - self.frames / self.padded_frames if self.padded_frames else 0.0
-
 
 class Batcher:
     """One queue, one daemon thread a worker. Every future that it gave out gets an outcome.
 
     A worker that fails on several chunks is called again with each half, so that only the guilty
-    chunk gets ``InferenceFailed`` (the worker's error as its cause). ``clock`` counts seconds.
+    chunk gets ``InferenceFailed`` (the worker's error as its cause). ``DeviceOutOfMemory``
+    makes the batches after it smaller, too. ``clock`` counts seconds.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Batcher:
         self._totals = BatchStats()
         self._queue_waits_s: deque[float] = deque(maxlen=256)
         self._pace = Pace()
+        self._budget = FrameBudget(limits.max_padded_frames, clock)
 
     @property
     def healthy(self) -> bool:
@@ -153,13 +155,16 @@ class Batcher:
     def stats(self) -> BatchStats:
         with self._changed:
             now_s = self._clock()
-            waits_s = self._queue_waits_s
+            totals, waits_s = self._totals, self._queue_waits_s
             running = [
                 (sum(not job.future.done() for job in batch.jobs), now_s - batch.started_s)
                 for batch in self._running.values()
             ]
             return replace(
-                self._totals,
+                totals,
+                mean_batch_size=totals.items / max(1, totals.batches),
+                padding_ratio=1 - totals.frames / totals.padded_frames if totals.batches else 0.0,
+                max_padded_frames=self._budget.limit_frames,
                 queued=sum(not job.future.cancelled() for job in self._queue),
                 running=sum(n_jobs for n_jobs, _ in running),
                 longest_running_s=max((age_s for n_jobs, age_s in running if n_jobs), default=0.0),
@@ -210,10 +215,11 @@ class Batcher:
     def _choose(self) -> tuple[list[int], float]:
         """The best batch of the queue as it is, and how long to hold it back for company."""
         lengths = [job.n_frames for job in self._queue]
-        picked = pick_batch(lengths, self._limits, self._pace.overhead_frames)
-        if self._stopping or is_full([lengths[i] for i in picked], self._limits):
+        limits = replace(self._limits, max_padded_frames=self._budget.limit_frames)
+        picked = pick_batch(lengths, limits, self._pace.overhead_frames)
+        if self._stopping or is_full([lengths[i] for i in picked], limits):
             return picked, 0.0
-        return picked, self._pace.hold_s(self._clock(), len(lengths), self._limits.max_wait_s)
+        return picked, self._pace.hold_s(self._clock(), len(lengths), limits.max_wait_s)
 
     def _claim(self, picked: Sequence[int]) -> Batch | None:
         """Take jobs off the queue; None if all were cancelled just now."""
@@ -244,6 +250,8 @@ class Batcher:
     def _note(self, batch: Batch, calls: Sequence[Call], ended_s: float) -> None:
         """Count a batch, before its callers hear of it: they may ask, or come back, at once."""
         good = [call for call in calls if call.error is None]
+        without_room = [call for call in calls if call.did_not_fit]
+        n_failed = len(calls) - len(good) - sum(call.retried for call in without_room)
         n_good = sum(len(call.jobs) for call in good)
         infer_s = ended_s - batch.started_s
         with self._changed:
@@ -255,14 +263,26 @@ class Batcher:
                 frames=old.frames + sum(call.frames for call in good),
                 padded_frames=old.padded_frames + sum(call.padded_frames for call in good),
                 infer_s=old.infer_s + infer_s,
-                failed_batches=old.failed_batches + len(calls) - len(good),
+                failed_batches=old.failed_batches + n_failed,
                 failed_items=old.failed_items + len(batch.jobs) - n_good,
-                consecutive_failures=0 if good else old.consecutive_failures + 1,
+                consecutive_failures=0 if good else old.consecutive_failures + bool(n_failed),
+                out_of_memory=old.out_of_memory + len(without_room),
             )
             self._queue_waits_s.extend(batch.started_s - job.submitted_s for job in batch.jobs)
             self._pace.ended(ended_s, infer_s, n_good, len(self._queue))
             if len(calls) == len(good) == 1:
                 self._pace.called(good[0].padded_frames, infer_s)
+            self._budget_calls(calls)
+
+    def _budget_calls(self, calls: Sequence[Call]) -> None:
+        before_frames = self._budget.limit_frames
+        for call in calls:
+            if call.did_not_fit:
+                self._budget.failed(len(call.jobs), call.longest_frames)
+            elif call.error is None:
+                self._budget.fitted(len(call.jobs), call.longest_frames)
+        if self._budget.limit_frames != before_frames:
+            _log.info("a batch may now have %d padded frames", self._budget.limit_frames)
 
     def _leave(self) -> None:
         """The end of a thread. Should it be the last, nobody would serve the queue."""

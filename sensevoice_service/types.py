@@ -135,6 +135,10 @@ class ModelError(Exception):
     """The model cannot be used: ends the start with exit code 3, its message says what to do."""
 
 
+class DeviceOutOfMemory(Exception):
+    """The batch did not fit the device: fewer padded frames may."""
+
+
 class ServiceError(Exception):
     """Ends a request, or one file of it, with an HTTP status and a message for the client."""
 

@@ -60,6 +60,12 @@ def test_of_equal_lengths_the_oldest_go_first() -> None:
     assert pick_batch([80, 90, 90, 90], limits, ANY_PADDING) == [0, 1, 2]
 
 
+def test_a_batch_that_equal_lengths_fill_has_no_padding() -> None:
+    queue = [100, 99, 101, *[100] * 9, 99]
+    assert pick_batch(queue, LIMITS, ANY_PADDING) == [0, *range(3, 10)]
+    assert pick_batch([100, 99, 100, 101], LIMITS, 0) == [0, 2]
+
+
 def test_a_longer_neighbour_is_charged_for_the_padding_of_every_row() -> None:
     # 110 would pad three rows by 10 frames each.
     assert pick_batch([100, 100, 100, 110], LIMITS, 29) == [0, 1, 2]

@@ -127,6 +127,36 @@ class Requests(Answer):
     max_waiting: int
 
 
+class Batches(Answer):
+    """Totals count since the start; all is 0 until there is a model."""
+
+    batches: int = Field(0, description="Calls of the model that gave an answer.")
+    items: int = Field(0, description="Chunks recognised.")
+    frames: int = Field(0, description="60 ms frames recognised.")
+    padded_frames: int = Field(0, description="The same with padding.")
+    mean_batch_size: float = Field(0, description="Chunks in one call.")
+    padding_ratio: float = Field(0, description="Share of the padded frames that is padding.")
+    infer_s: float = Field(0, description="Seconds in the model.")
+    failed_batches: int = Field(0, description="Calls that failed.")
+    failed_items: int = Field(0, description="Chunks that failed.")
+    consecutive_failures: int = Field(0, description="Failed batches since the last good one.")
+    out_of_memory: int = Field(
+        0,
+        description="Calls that did not fit the device; several chunks are tried again in halves.",
+    )
+    max_padded_frames: int = Field(
+        0, description="Most padded frames in a batch: fewer for a while after one did not fit."
+    )
+    queued: int = Field(0, description="Chunks that wait.")
+    running: int = Field(0, description="Chunks in the model.")
+    longest_running_s: float = Field(0, description="Age of the oldest batch that still runs.")
+    queue_mean_s: float = Field(0, description="Time in the queue of the last 256 chunks.")
+    queue_max_s: float = Field(0, description="The longest of them.")
+    overhead_frames: float = Field(
+        0, description="What a call costs however little is in it, as learned from the calls."
+    )
+
+
 class HealthAnswer(Answer):
     status: Literal["healthy", "loading", "overloaded", "unhealthy"]
     reason: str | None = Field(description="Why it is not healthy, or null.", examples=[None])
@@ -138,7 +168,7 @@ class HealthAnswer(Answer):
     memory: Memory
     gpu: dict[str, Any] | None = Field(description="Memory of the GPU, or null without one.")
     requests: Requests
-    batches: dict[str, Any] = Field(description="What the batcher has done since the start.")
+    batches: Batches = Field(description="What the batcher does and has done since the start.")
 
 
 class LiveAnswer(Answer):
