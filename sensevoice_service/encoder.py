@@ -21,6 +21,7 @@ from sensevoice_service.types import PROMPT_FRAMES
 
 PROMPT_ROWS = 16
 EVENT_ROW, EMOTION_ROW = 1, 2
+KEPT_POSITIONS = 2_048  # just over two minutes
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,15 @@ class EncoderConfig:
 
 
 def sinusoidal_positions(n_frames: int, depth: int) -> Tensor:
-    """Float32 ``(n_frames, depth)``, counted from 1: sines in the first half, cosines after."""
+    """Float32 ``(n_frames, depth)``, counted from 1: sines in the first half, cosines after.
+
+    Made in fp32 on the CPU: past 256 the frame number itself is inexact in bf16.
+    """
     half = depth // 2
     step = math.log(10_000) / (half - 1)
-    rates = torch.exp(torch.arange(half, dtype=torch.float32) * -step)
-    angles = torch.arange(1, n_frames + 1, dtype=torch.float32)[:, None] * rates
+    rates = torch.exp(torch.arange(half, dtype=torch.float32, device="cpu") * -step)
+    frames = torch.arange(1, n_frames + 1, dtype=torch.float32, device="cpu")
+    angles = frames[:, None] * rates
     return torch.cat((angles.sin(), angles.cos()), dim=1)
 
 
@@ -70,13 +75,24 @@ def sinusoidal_positions(n_frames: int, depth: int) -> Tensor:
 class PaddingMask:
     """Which frames of a padded batch are real; both are ``None`` when none is padding."""
 
-    keys: Tensor | None  # bool (B, 1, 1, T), for attention
-    frames: Tensor | None  # float (B, T, 1), for the convolution
+    keys: Tensor | None  # (B, 1, 1, T), added to the scores: 0, or -inf where it is padding
+    frames: Tensor | None  # (B, T, 1), 1 or 0, for the convolution
 
     @classmethod
     def of(cls, n_frames: Tensor, n_max_frames: int, dtype: torch.dtype) -> PaddingMask:
+        """As every layer takes it: each would turn a mask of booleans into such a sum anew."""
         real = torch.arange(n_max_frames, device=n_frames.device) < n_frames[:, None]
-        return cls(keys=real[:, None, None, :], frames=real[:, :, None].to(dtype))
+        keys = torch.zeros_like(real, dtype=dtype).masked_fill(~real, -math.inf)
+        return cls(keys=keys[:, None, None, :], frames=real[:, :, None].to(dtype))
+
+
+class Norm(nn.LayerNorm):
+    """Statistics in the dtype of the input, and the result in that of the products it goes to."""
+
+    out_dtype = torch.float32
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).to(self.out_dtype)
 
 
 class SanmAttention(nn.Module):
@@ -105,7 +121,18 @@ class SanmAttention(nn.Module):
         """Padding is zeroed before the convolution, so that no row feels its neighbours."""
         if mask.frames is not None:
             value = value * mask.frames
-        return self.fsmn_block(value.transpose(1, 2)).transpose(1, 2) + value
+        if torch.compiler.is_dynamo_compiling():
+            return value + convolve_by_taps(value, self.fsmn_block.weight)
+        return value + self.fsmn_block(value.transpose(1, 2)).transpose(1, 2)
+
+
+def convolve_by_taps(x: Tensor, weight: Tensor) -> Tensor:
+    """A depthwise convolution of ``(B, T, n)`` with ``(n, 1, k)``, as a sum that compilers fuse."""
+    n_frames, n_taps = x.shape[1], weight.shape[-1]
+    side = (n_taps - 1) // 2
+    padded, taps = F.pad(x, (0, 0, side, side)).float(), weight[:, 0].float()
+    shifted = [padded[:, tap : tap + n_frames] * taps[:, tap] for tap in range(n_taps)]
+    return sum(shifted[1:], shifted[0]).to(x.dtype)
 
 
 class FeedForward(nn.Module):
@@ -115,23 +142,34 @@ class FeedForward(nn.Module):
         self.w_2 = nn.Linear(hidden_units, size)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda and not torch.is_grad_enabled():
+            return self.w_2(linear_relu(x, self.w_1))
         return self.w_2(F.relu(self.w_1(x)))
 
 
+def linear_relu(x: Tensor, layer: nn.Linear) -> Tensor:
+    """In one kernel: the widest tensor of the network is not read and written a second time."""
+    flat = torch._addmm_activation(layer.bias, x.flatten(0, -2), layer.weight.t())
+    return flat.view(*x.shape[:-1], -1)
+
+
 class SanmLayer(nn.Module):
-    """Pre-norm attention and feed-forward; no residual round the attention if the width changes."""
+    """Pre-norm attention and feed-forward; no residual round the attention if the width changes.
+
+    Residual sums keep the dtype of the first input, whatever that of the products.
+    """
 
     def __init__(self, n_in: int, config: EncoderConfig) -> None:
         super().__init__()
         n_out = config.output_size
         self.self_attn = SanmAttention(n_in, n_out, config.attention_heads, config.kernel_size)
         self.feed_forward = FeedForward(n_out, config.linear_units)
-        self.norm1 = nn.LayerNorm(n_in)
-        self.norm2 = nn.LayerNorm(n_out)
+        self.norm1 = Norm(n_in)
+        self.norm2 = Norm(n_out)
 
     def forward(self, x: Tensor, mask: PaddingMask) -> Tensor:
         attended = self.self_attn(self.norm1(x), mask)
-        x = x + attended if x.shape == attended.shape else attended
+        x = x + attended if x.shape == attended.shape else attended.to(x.dtype)
         return x + self.feed_forward(self.norm2(x))
 
 
@@ -146,9 +184,10 @@ class SanmEncoder(nn.Module):
         self.encoders = nn.ModuleList(SanmLayer(size, config) for _ in range(config.num_blocks - 1))
         self.tp_encoders = nn.ModuleList(SanmLayer(size, config) for _ in range(config.tp_blocks))
         self.after_norm = nn.LayerNorm(size)
-        self.tp_norm = nn.LayerNorm(size)
+        self.tp_norm = Norm(size)
         self.positions: Tensor
-        self.register_buffer("positions", torch.empty(0, config.input_size), persistent=False)
+        positions = sinusoidal_positions(KEPT_POSITIONS, config.input_size)
+        self.register_buffer("positions", positions, persistent=False)
 
     def forward(self, x: Tensor, n_frames: Tensor | None) -> Tensor:
         """``(B, T, input_size)`` to ``(B, T, output_size)``; ``n_frames (B,)`` if rows are padded.
@@ -159,7 +198,7 @@ class SanmEncoder(nn.Module):
         if n_frames is None:
             mask = PaddingMask(None, None)
         else:
-            mask = PaddingMask.of(n_frames, x.shape[1], x.dtype)
+            mask = PaddingMask.of(n_frames, x.shape[1], self.tp_norm.out_dtype)
         for layer in (*self.encoders0, *self.encoders):
             x = layer(x, mask)
         x = self.after_norm(x)
@@ -168,13 +207,11 @@ class SanmEncoder(nn.Module):
         return self.tp_norm(x)
 
     def _positions(self, x: Tensor) -> Tensor:
-        """Made in fp32 and rounded once: past 256 the frame number itself is inexact in bf16."""
+        """Never replaced once made: captured graphs read them where they are."""
         n_frames, depth = x.shape[1:]
-        positions = self.positions
-        if len(positions) < n_frames:
-            positions = sinusoidal_positions(max(512, 2 * n_frames), depth).to(x.device)
-            self.positions = positions  # threads that meet here may replace it by a shorter one
-        return positions[:n_frames].to(x.dtype)
+        if n_frames > KEPT_POSITIONS:
+            return sinusoidal_positions(n_frames, depth).to(x)
+        return self.positions[:n_frames].to(x.dtype)
 
 
 class CtcHead(nn.Module):
@@ -184,6 +221,13 @@ class CtcHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.ctc_lo(hidden)
+
+    def widen(self, multiple: int) -> None:
+        """Add logits of minus infinity, for a GPU: it is slow at rows of an odd width."""
+        missing = -len(self.ctc_lo.weight) % multiple
+        weight = F.pad(self.ctc_lo.weight.detach(), (0, 0, 0, missing))
+        bias = F.pad(self.ctc_lo.bias.detach(), (0, missing), value=-math.inf)
+        self.ctc_lo.weight, self.ctc_lo.bias = nn.Parameter(weight), nn.Parameter(bias)
 
 
 class SenseVoice(nn.Module):
@@ -195,6 +239,14 @@ class SenseVoice(nn.Module):
         self.encoder = SanmEncoder(config)
         self.ctc = CtcHead(config.output_size, config.vocab_size)
         self.embed = nn.Embedding(PROMPT_ROWS, config.input_size)
+
+    def round_products(self, dtype: torch.dtype) -> None:
+        """Keep the weights of products in ``dtype`` and feed them so; sums and norms stay as is."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv1d):
+                module.to(dtype)
+            elif isinstance(module, Norm):
+                module.out_dtype = dtype
 
     def encode(
         self,
@@ -209,10 +261,9 @@ class SenseVoice(nn.Module):
         (``None``: all of them), the two rows ``(B,)`` index the prompt embedding. Returns
         ``(B, 4 + T, output_size)``. ``features`` is left as it was.
         """
-        batch = len(features)
-        fixed = features.new_tensor((EVENT_ROW, EMOTION_ROW), dtype=torch.long).expand(batch, 2)
-        rows = torch.cat((language_rows[:, None], fixed, textnorm_rows[:, None]), dim=1)
-        x = torch.cat((self.embed(rows).to(features.dtype), features), dim=1)
+        fixed = self.embed.weight[EVENT_ROW : EMOTION_ROW + 1].expand(len(features), -1, -1)
+        languages, textnorms = self.embed(language_rows), self.embed(textnorm_rows)
+        x = torch.cat((languages[:, None], fixed, textnorms[:, None], features), dim=1)
         return self.encoder(x, None if n_frames is None else n_frames + PROMPT_FRAMES)
 
     def forward(

@@ -8,9 +8,9 @@ then the mean and scale of ``am.mvn``. Kaldi's own definition: ``src/feat/featur
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ CONF = {
 
 LANGUAGE_ROWS = {"auto": 0, "zh": 3, "en": 4, "yue": 7, "ja": 11, "ko": 12}
 WITH_ITN_ROW, WITHOUT_ITN_ROW = 14, 15
+
+Waveform = NDArray[np.float32] | NDArray[np.int16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +123,7 @@ class Frontend:
 
     def __init__(self, cmvn: Cmvn, device: torch.device) -> None:
         self.device = device
+        self._is_gpu = device.type == "cuda"
         self._shift = cmvn.shift.to(device)
         self._scale = cmvn.scale.to(device)
         self._mel = mel_banks().to(device)
@@ -129,53 +132,116 @@ class Frontend:
     @torch.inference_mode()
     def __call__(self, chunks: Sequence[Chunk]) -> FeatureBatch:
         features, lengths = self.features([chunk.samples for chunk in chunks])
-        itn_rows = [WITH_ITN_ROW if c.options.use_itn else WITHOUT_ITN_ROW for c in chunks]
+        languages = [LANGUAGE_ROWS[c.options.language] for c in chunks]
+        itns = [WITH_ITN_ROW if c.options.use_itn else WITHOUT_ITN_ROW for c in chunks]
+        language_rows, textnorm_rows, n_frames = self._send((languages, itns, lengths))
         padded = len(set(lengths)) > 1
         return FeatureBatch(
             features=features,
-            n_frames=self._rows(lengths) if padded else None,
-            language_rows=self._rows([LANGUAGE_ROWS[c.options.language] for c in chunks]),
-            textnorm_rows=self._rows(itn_rows),
+            n_frames=n_frames if padded else None,
+            language_rows=language_rows,
+            textnorm_rows=textnorm_rows,
             lengths=tuple(lengths),
         )
 
-    def features(self, waveforms: Sequence[NDArray[np.float32]]) -> tuple[Tensor, list[int]]:
+    def features(self, waveforms: Sequence[Waveform]) -> tuple[Tensor, list[int]]:
         """LFR features with CMVN, ``(B, T, 560)``, zero-padded, and each row's frame count.
 
-        A waveform shorter than one window is padded with silence to a window.
+        Samples are float32 in −1…1, or int16. A waveform shorter than one window is padded with
+        silence to a window.
         """
         lengths = [lfr_frames(len(waveform)) for waveform in waveforms]
-        batch = torch.zeros(len(waveforms), max(lengths), LFR_STACK_FRAMES * N_MELS)
-        batch = batch.to(self.device)
-        bands = self.fbank(waveforms)
         counts = [fbank_frames(len(waveform)) for waveform in waveforms]
-        for row, one, length in zip(batch, bands.split(counts), lengths, strict=True):
-            row[:length] = (stack_lfr(one) + self._shift) * self._scale
-        return batch, lengths
+        starts = first_windows(waveforms)
+        first, n_own, n_frames = self._send((starts[:-1], counts, lengths))
+        bands = self._log_mel(self._join(waveforms, starts))
+        index = lfr_index(first, n_own, max(lengths))
+        stacked = bands.index_select(0, index.flatten()).view(*index.shape[:2], -1)
+        features = stacked.add_(self._shift).mul_(self._scale)
+        if len(set(lengths)) > 1:
+            steps = torch.arange(max(lengths), device=self.device)
+            features.masked_fill_((steps >= n_frames[:, None])[:, :, None], 0.0)
+        return features, lengths
 
-    def fbank(self, waveforms: Sequence[NDArray[np.float32]]) -> Tensor:
+    def fbank(self, waveforms: Sequence[Waveform]) -> Tensor:
         """Log-mel frames of all waveforms, one after another: float32 ``(sum of frames, 80)``."""
-        frames = torch.cat([self._frames(waveform) for waveform in waveforms])
+        starts = first_windows(waveforms)
+        bands = self._log_mel(self._join(waveforms, starts))
+        counts = [fbank_frames(len(waveform)) for waveform in waveforms]
+        own = zip(starts[:-1], counts, strict=True)
+        return torch.cat([bands[first : first + count] for first, count in own])
+
+    def _log_mel(self, samples: Tensor) -> Tensor:
+        """The 80 bands of every window of ``samples (n,)``: float32 ``(n_windows, 80)``."""
+        frames = samples.unfold(0, FBANK_WINDOW_SAMPLES, FBANK_SHIFT_SAMPLES)
         frames = frames - frames.mean(dim=1, keepdim=True)
         previous = torch.cat((frames[:, :1], frames[:, :-1]), dim=1)
         frames = (frames - PREEMPHASIS * previous) * self._window
-        power = torch.fft.rfft(frames, n=FFT_SAMPLES).abs().square()
+        spectrum = torch.fft.rfft(frames, n=FFT_SAMPLES)
+        power = spectrum.real.square() + spectrum.imag.square()
         return (power @ self._mel).clamp_min(torch.finfo(torch.float32).eps).log()
 
-    def _frames(self, waveform: NDArray[np.float32]) -> Tensor:
-        samples = torch.from_numpy(waveform).to(self.device) * INT16_SCALE
-        missing = FBANK_WINDOW_SAMPLES - len(samples)
-        if missing > 0:
-            samples = torch.nn.functional.pad(samples, (0, missing))
-        return samples.unfold(0, FBANK_WINDOW_SAMPLES, FBANK_SHIFT_SAMPLES)
+    def _join(self, waveforms: Sequence[Waveform], starts: Sequence[int]) -> Tensor:
+        """All waveforms on the device in one copy, float32 on the int16 scale.
 
-    def _rows(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self.device)
+        Each begins with the window of ``starts``, and silence fills what it leaves. The few windows
+        that lie across two waveforms belong to none: that is cheaper than to cut them out.
+        """
+        is_int16 = all(waveform.dtype == np.int16 for waveform in waveforms)
+        n_shifts = few_sizes(starts[-1]) if self._is_gpu else starts[-1]
+        host = torch.empty(
+            n_shifts * FBANK_SHIFT_SAMPLES,
+            dtype=torch.int16 if is_int16 else torch.float32,
+            pin_memory=self._is_gpu,
+        )
+        ends = [start * FBANK_SHIFT_SAMPLES for start in (*starts[1:-1], n_shifts)]
+        for waveform, start, end in zip(waveforms, starts[:-1], ends, strict=True):
+            begin = start * FBANK_SHIFT_SAMPLES
+            if waveform.dtype == np.int16 and not is_int16:
+                waveform = waveform / np.float32(INT16_SCALE)
+            host[begin : begin + len(waveform)] = torch.from_numpy(waveform)
+            host[begin + len(waveform) : end] = 0
+        samples = host.to(self.device, non_blocking=True)
+        return samples.float() if is_int16 else samples.mul_(INT16_SCALE)
+
+    def _send(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+        """Integers to the device, all rows in one copy."""
+        host = torch.tensor(rows, dtype=torch.long, pin_memory=self._is_gpu)
+        return host.to(self.device, non_blocking=True).unbind()
+
+
+def first_windows(waveforms: Sequence[Waveform]) -> list[int]:
+    """Where each waveform's windows begin if all are laid end to end, and where the last ends.
+
+    Counted in shifts of 160 samples, so that the windows of one waveform are those of the whole.
+    """
+    sizes = (max(len(waveform), FBANK_WINDOW_SAMPLES) for waveform in waveforms)
+    return [0, *accumulate(-(-size // FBANK_SHIFT_SAMPLES) for size in sizes)]
+
+
+def few_sizes(n: int) -> int:
+    """Round up, by an eighth at most past 512, so that there are eight sizes from ``n`` to ``2n``.
+
+    cuFFT makes and keeps a plan for each number of windows that it meets.
+    """
+    step = max(64, 1 << max(0, n.bit_length() - 4))
+    return -(-n // step) * step
+
+
+def lfr_index(first: Tensor, n_own: Tensor, n_frames: int) -> Tensor:
+    """Which fbank frames each low-rate frame stacks: ``(B, n_frames, 7)``.
+
+    Row ``b`` has ``n_own[b]`` frames from ``first[b]`` on, both ``(B,)``; past its edges it repeats
+    its own first and last.
+    """
+    starts = torch.arange(n_frames, device=first.device)[:, None] * LFR_SHIFT_FRAMES
+    steps = starts + torch.arange(LFR_STACK_FRAMES, device=first.device) - LFR_LEFT_FRAMES
+    last = n_own[:, None, None] - 1
+    return torch.minimum(steps.clamp_min_(0), last) + first[:, None, None]
 
 
 def stack_lfr(frames: Tensor) -> Tensor:
     """Stack 7 frames every 6: ``(T, 80)`` to ``(ceil(T / 6), 560)``, edges repeated."""
-    n_frames = len(frames)
-    starts = torch.arange(math.ceil(n_frames / LFR_SHIFT_FRAMES)) * LFR_SHIFT_FRAMES
-    index = starts[:, None] + torch.arange(LFR_STACK_FRAMES) - LFR_LEFT_FRAMES
-    return frames[index.clamp_(0, n_frames - 1).to(frames.device)].flatten(1)
+    n_own = torch.tensor([len(frames)], device=frames.device)
+    n_frames = -(-len(frames) // LFR_SHIFT_FRAMES)
+    return frames[lfr_index(torch.zeros_like(n_own), n_own, n_frames)[0]].flatten(1)

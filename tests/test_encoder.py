@@ -8,9 +8,19 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from bench.reference import FunAsr
-from sensevoice_service.encoder import EncoderConfig, SenseVoice
+from sensevoice_service import encoder as encoders
+from sensevoice_service.encoder import (
+    CtcHead,
+    EncoderConfig,
+    Norm,
+    PaddingMask,
+    SenseVoice,
+    convolve_by_taps,
+    linear_relu,
+)
 from sensevoice_service.frontend import LANGUAGE_ROWS, WITH_ITN_ROW, WITHOUT_ITN_ROW
 from sensevoice_service.types import PROMPT_FRAMES
 from tests.models import Model
@@ -132,6 +142,125 @@ def test_a_short_batch_after_a_long_one_is_as_before(network: SenseVoice) -> Non
         logits_of(network, x, None, [0], [WITH_ITN_ROW]) for x in (short, long, short)
     )
     assert torch.equal(first, second)
+
+
+def test_audio_longer_than_the_kept_positions_has_its_own(
+    network: SenseVoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = random_features(50)
+    expected = logits_of(network, features, None, [0], [WITH_ITN_ROW])
+    monkeypatch.setattr(encoders, "KEPT_POSITIONS", 16)
+    assert torch.equal(logits_of(network, features, None, [0], [WITH_ITN_ROW]), expected)
+
+
+SMALL = EncoderConfig(vocab_size=299, output_size=64, linear_units=128, num_blocks=2, tp_blocks=1)
+
+
+def test_with_products_in_bf16_residual_sums_and_norms_stay_in_fp32() -> None:
+    torch.manual_seed(0)
+    network = SenseVoice(SMALL).eval()
+    network.round_products(torch.bfloat16)
+    seen: dict[str, set[torch.dtype]] = {}
+
+    def watch(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.setdefault(type(module).__name__, set()).add(inputs[0].dtype)
+
+    for module in network.modules():
+        module.register_forward_pre_hook(watch)
+    logits = logits_of(network, random_features(9, 30), [9, 30], [0, 3], [WITH_ITN_ROW] * 2)
+    assert logits.dtype == torch.bfloat16
+    assert seen["Norm"] == seen["LayerNorm"] == seen["SanmLayer"] == {torch.float32}
+    assert seen["Linear"] == seen["Conv1d"] == {torch.bfloat16}
+
+
+def test_products_in_bf16_give_nearly_the_same_logits() -> None:
+    torch.manual_seed(0)
+    network = SenseVoice(SMALL).eval()
+    call = (random_features(9, 30), [9, 30], [0, 3], [WITH_ITN_ROW] * 2)
+    expected = logits_of(network, *call)
+    network.round_products(torch.bfloat16)
+    assert difference(logits_of(network, *call).float(), expected) < 0.02
+
+
+class Calls(TorchFunctionMode):
+    """Notes what is called of torch, and the types that tensors are indexed by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.indexed_by: set[type] = set()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.names.add(func.__name__)
+        if func is Tensor.__getitem__:
+            self.indexed_by.add(type(args[1]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_network_takes_nothing_from_the_host() -> None:
+    """What a captured graph may not do; tensors without data stand for those of a GPU."""
+    with torch.device("meta"):
+        network = SenseVoice(SMALL).eval()
+    network.encoder.positions = network.encoder.positions.to("meta")
+    network.round_products(torch.bfloat16)
+    features = torch.empty(2, 9, 560, device="meta")
+    rows = torch.empty(2, dtype=torch.long, device="meta")
+    for n_frames in (None, rows):
+        with Calls() as calls:
+            assert network(features, n_frames, rows, rows).argmax(dim=-1).is_meta
+        assert {"linear", "layer_norm", "argmax"} <= calls.names
+        assert not calls.names & {"tensor", "new_tensor", "as_tensor", "from_numpy", "cpu", "item"}
+        assert not calls.indexed_by & {list, Tensor}
+
+
+@pytest.mark.parametrize("n_max_frames", [1, 8, 13])
+def test_a_mask_hides_the_padding(n_max_frames: int) -> None:
+    mask = PaddingMask.of(torch.tensor([n_max_frames, 1]), n_max_frames, torch.bfloat16)
+    assert mask.keys is not None
+    assert mask.frames is not None
+    assert mask.keys.shape == (2, 1, 1, n_max_frames)
+    assert mask.frames.shape == (2, n_max_frames, 1)
+    assert not mask.keys[0].any()
+    assert mask.keys[1].flatten().tolist() == [0.0] + [-torch.inf] * (n_max_frames - 1)
+    assert mask.frames.sum(1).flatten().tolist() == [n_max_frames, 1]
+
+
+def test_a_sum_over_taps_is_the_convolution() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Conv1d(6, 6, 11, padding=5, groups=6, bias=False)
+    x = torch.randn(2, 30, 6)
+    with torch.no_grad():
+        expected = layer(x.transpose(1, 2)).transpose(1, 2)
+        torch.testing.assert_close(convolve_by_taps(x, layer.weight), expected)
+
+
+def test_one_kernel_for_a_layer_and_its_activation_gives_the_same() -> None:
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(6, 10), torch.randn(2, 30, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(linear_relu(x, layer), torch.relu(layer(x)))
+
+
+def test_outputs_that_widen_the_head_are_never_the_likeliest() -> None:
+    torch.manual_seed(0)
+    head = CtcHead(6, 13).requires_grad_(False)
+    hidden = -1e4 * torch.rand(2, 30, 6)
+    logits = head(hidden)
+    for _ in range(2):
+        head.widen(8)
+        assert head(hidden).shape == (2, 30, 16)
+        torch.testing.assert_close(head(hidden)[..., :13], logits)
+        assert torch.equal(head(hidden).argmax(-1), logits.argmax(-1))
+
+
+def test_a_norm_gives_out_the_dtype_it_is_told() -> None:
+    norm, x = Norm(6), torch.randn(3, 6)
+    plain = torch.nn.functional.layer_norm(x, (6,))
+    torch.testing.assert_close(norm(x), plain)
+    norm.out_dtype = torch.bfloat16
+    assert torch.equal(norm(x), plain.bfloat16())
 
 
 def test_the_dimensions_are_read_from_funasrs_configuration() -> None:

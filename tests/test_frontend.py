@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from sensevoice_service.frontend import (
     LANGUAGE_ROWS,
     WITH_ITN_ROW,
     WITHOUT_ITN_ROW,
+    Frontend,
+    few_sizes,
     read_cmvn,
     require_known,
     stack_lfr,
@@ -76,6 +79,73 @@ def test_a_row_is_in_a_batch_what_it_is_alone(small_model: Model) -> None:
     for row, samples, length in zip(features, waveforms, lengths, strict=True):
         alone, _ = frontend.features([samples])
         torch.testing.assert_close(row[:length], alone[0], rtol=0, atol=ROUNDING)
+
+
+def test_a_row_is_its_own_frames_stacked_and_normalised(small_model: Model) -> None:
+    frontend, cmvn = small_model.engine.frontend, read_cmvn(small_model.folder.cmvn)
+    waveforms = [noise(n_samples, seed=n_samples) for n_samples in (*LENGTHS, *SHORT_LENGTHS)]
+    features, lengths = frontend.features(waveforms)
+    for row, samples, length in zip(features, waveforms, lengths, strict=True):
+        expected = (stack_lfr(frontend.fbank([samples])) + cmvn.shift) * cmvn.scale
+        torch.testing.assert_close(row[:length], expected, rtol=0, atol=ROUNDING)
+        assert not row[length:].any()
+
+
+def test_16_bit_samples_are_as_good_as_floats(small_model: Model) -> None:
+    frontend = small_model.engine.frontend
+    integers = [(noise(n) * 32_768).clip(-32_768, 32_767).astype(np.int16) for n in (9_000, 399)]
+    floats = [one / np.float32(32_768) for one in integers]
+    expected, _ = frontend.features(floats)
+    assert torch.equal(frontend.features(integers)[0], expected)
+    assert torch.equal(frontend.features([integers[0], floats[1]])[0], expected)
+
+
+def test_frames_of_several_waveforms_follow_each_other(small_model: Model) -> None:
+    frontend = small_model.engine.frontend
+    waveforms = [noise(n_samples, seed=n_samples) for n_samples in (1_000, 1, 561, 16_000, 400)]
+    alone = [frontend.fbank([samples]) for samples in waveforms]
+    torch.testing.assert_close(frontend.fbank(waveforms), torch.cat(alone), rtol=0, atol=ROUNDING)
+
+
+def test_transforms_come_in_few_sizes() -> None:
+    assert [few_sizes(n) for n in (1, 64, 65, 998, 1_024, 1_025)] == [
+        64,
+        64,
+        128,
+        1_024,
+        1_024,
+        1_152,
+    ]
+    assert len({few_sizes(n) for n in range(2**14, 2**15)}) <= 9
+    assert all(n <= few_sizes(n) <= n * 1.125 for n in range(512, 5_000))
+
+
+def test_sizes_rounded_for_a_gpu_leave_the_features_as_they_are(
+    small_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unpinned(make: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *values, pin_memory, **more: make(*values, **more)
+
+    plain = small_model.engine.frontend
+    rounded = Frontend(read_cmvn(small_model.folder.cmvn), CPU)
+    monkeypatch.setattr(rounded, "_is_gpu", True)
+    monkeypatch.setattr(torch, "empty", unpinned(torch.empty))
+    monkeypatch.setattr(torch, "tensor", unpinned(torch.tensor))
+    for waveforms in ([noise(16_000)], [noise(n_samples) for n_samples in (*LENGTHS, 1)]):
+        expected = plain.features(waveforms)[0]
+        torch.testing.assert_close(rounded.features(waveforms)[0], expected, rtol=0, atol=ROUNDING)
+
+
+def test_all_the_work_is_on_the_device(small_model: Model) -> None:
+    """A tensor left on the host would not mix with those of a device that holds no data."""
+    meta = torch.device("meta")
+    batch = Frontend(read_cmvn(small_model.folder.cmvn), meta)(
+        [chunk_of(noise(n_samples)) for n_samples in (100, 16_000)]
+    )
+    assert batch.n_frames is not None
+    on_device = (batch.features, batch.n_frames, batch.language_rows, batch.textnorm_rows)
+    assert {tensor.device for tensor in on_device} == {meta}
+    assert batch.features.shape == (2, 17, 560)
 
 
 @pytest.mark.parametrize("n_samples", SHORT_LENGTHS)

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import gpu
+from bench.make_model import N_PARAMETERS
+from sensevoice_service.encoder import SenseVoice
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_a_machine_without_a_gpu_is_told_so_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 0
+    assert capsys.readouterr().out == "this machine has no usable GPU: nothing was measured\n"
+
+
+def test_a_tiny_run_measures_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "LEAST_RUN_S", 0.0)
+    path = tmp_path / "gpu.json"
+    assert gpu.main(["--device", "cpu", "--tiny", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    assert [(one["engine"], one["what"]) for one in found["model"]] == [
+        (engine, f"{rows} x 0.5 s") for engine in ("kernels", "graphs") for rows in (1, 2)
+    ]
+    assert [one["what"] for one in found["pcm"]] == 2 * [
+        "2 x 0.5 s, float32",
+        "2 x 0.5 s, int16",
+        "2 x 0.5 s, two threads",
+        "1 x 0.5 s at a time",
+    ]
+    for one in found["model"] + found["pcm"]:
+        assert one["rtfx"] > 0
+    against_fp32, padded, by_graph, features = found["numerics"]
+    assert 0 < against_fp32["logit_error"] < 0.05
+    assert against_fp32["equal_ids"] > 0.5
+    assert padded["equal_ids"] > 0.9
+    assert by_graph["equal_ids"] == 1
+    assert features["logit_error"] == 0
+
+
+def test_it_needs_torch_and_numpy_alone() -> None:
+    others = ("yaml", "funasr", "pydantic", "fastapi", "sentencepiece", "onnxruntime", "psutil")
+    code = f"import sys, bench.gpu; print(sorted({{*{others}}} & sys.modules.keys()))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout == "[]\n", result.stderr
+
+
+def test_operations_are_about_twice_the_parameters_for_each_frame() -> None:
+    with torch.device("meta"):
+        model = SenseVoice(gpu.FULL.config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == N_PARAMETERS
+    assert gpu.operations(model, 1, 1) == pytest.approx(2 * N_PARAMETERS, rel=0.01)
+    attention = gpu.operations(model, 3, 1_000) - 3_000 * gpu.operations(model, 1, 1)
+    assert attention == pytest.approx(3 * 4 * 512 * 70 * 1_000**2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("another", None),
+    ],
+)
+def test_peaks_are_found_by_name(name: str, tflops: float | None) -> None:
+    assert gpu.peak_tflops(name) == tflops
