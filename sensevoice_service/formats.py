@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sensevoice_service.status import ModelInfo
-from sensevoice_service.types import Segment, ServiceError, Transcript
+from sensevoice_service.types import Segment, ServiceError, Transcript, Word
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,19 @@ def segment_body(segment: Segment) -> dict[str, Any]:
         "emotion": segment.emotion,
         "events": list(segment.events),
     }
+
+
+def word_body(word: Word) -> dict[str, Any]:
+    return {
+        "word": word.text.strip(),
+        "start_s": round(word.start_s, 3),
+        "end_s": round(word.end_s, 3),
+    }
+
+
+def text_body(transcript: Transcript) -> str:
+    """Plain text, which ends its line."""
+    return transcript.text + "\n"
 
 
 def model_body(model: ModelInfo) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from sensevoice_service.segments import Passage, make_segments
 from sensevoice_service.tags import (
     NO_SPEECH,
     UNKNOWN_EMOTION,
@@ -18,28 +19,13 @@ from sensevoice_service.tags import (
     Tags,
     Vocabulary,
     distinct,
-    join_texts,
 )
-from sensevoice_service.types import (
-    FRAME_SAMPLES,
-    SAMPLE_RATE_HZ,
-    ChunkResult,
-    Segment,
-    Transcript,
-)
+from sensevoice_service.types import FRAME_SAMPLES, SAMPLE_RATE_HZ, ChunkResult, Transcript
+from sensevoice_service.words import Token, make_words
 
 _SAME_TOKEN_SAMPLES = SAMPLE_RATE_HZ * 3 // 10  # two hearings of one token are nearer than this
 _WORD_SAMPLES = SAMPLE_RATE_HZ // 2  # a lost word weighs as much as this distance
 _EDGE_SAMPLES = SAMPLE_RATE_HZ * 3 // 10  # tokens this near to a chunk's edge are doubtful
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token of text on the file's clock."""
-
-    id: int
-    start_sample: int
-    end_sample: int
 
 
 @dataclass(frozen=True)
@@ -79,9 +65,9 @@ class _Splice:
 def merge(results: Sequence[ChunkResult], vocabulary: Vocabulary, n_samples: int) -> Transcript:
     """The transcript of a file of ``n_samples`` from the results of all its chunks, in order.
 
-    A segment for each chunk that adds text. Times never run backwards and stay within the file.
-    ``language`` and ``emotion`` are those with the most tokens; unknown ones count only where
-    there is nothing else.
+    ``text`` is what the tokenizer makes of each chunk's tokens, however they fall into segments.
+    Times never run backwards and stay within the file. ``language`` and ``emotion`` are those with
+    the most tokens; unknown ones count only where there is nothing else.
     """
     heard = [_tokens(result, vocabulary, n_samples) for result in results]
     for k, result in enumerate(results[1:], start=1):
@@ -89,15 +75,18 @@ def merge(results: Sequence[ChunkResult], vocabulary: Vocabulary, n_samples: int
             overlap = _Overlap(result.start_sample, result.start_sample + result.overlap_samples)
             heard[k - 1], heard[k] = _mend(heard[k - 1], heard[k], overlap, vocabulary)
     parts = [_part(*pair, vocabulary) for pair in zip(results, heard, strict=True)]
-    segments = _segments(parts, vocabulary)
+    words = make_words([part.tokens for part in parts], vocabulary, n_samples)
     voters = [part for part in parts if part.tokens] or parts
     return Transcript(
-        text=join_texts(segment.text for segment in segments),
+        text="".join(word.text for of_part in words for word in of_part),
         language=_most(((p.tags.language, len(p.tokens)) for p in voters), UNKNOWN_LANGUAGE),
         emotion=_most(((p.tags.emotion, len(p.tokens)) for p in voters), UNKNOWN_EMOTION),
         events=distinct(event for part in parts for event in part.events),
         duration_s=n_samples / SAMPLE_RATE_HZ,
-        segments=segments,
+        segments=make_segments(
+            Passage(of_part, part.tags.language, part.tags.emotion, part.events)
+            for of_part, part in zip(words, parts, strict=True)
+        ),
     )
 
 
@@ -239,20 +228,6 @@ def _word_start(tokens: list[Token], n: int, vocabulary: Vocabulary) -> int:
     while n < len(tokens) and not vocabulary.starts_word(tokens[n].id):
         n += 1
     return n
-
-
-def _segments(parts: Sequence[_Part], vocabulary: Vocabulary) -> tuple[Segment, ...]:
-    segments: list[Segment] = []
-    for part in parts:
-        text = vocabulary.text([token.id for token in part.tokens])
-        if not text:
-            continue
-        earliest = segments[-1].end_s if segments else 0.0
-        start_s = max(part.tokens[0].start_sample / SAMPLE_RATE_HZ, earliest)
-        end_s = max(part.tokens[-1].end_sample / SAMPLE_RATE_HZ, start_s)
-        tags = part.tags
-        segments.append(Segment(start_s, end_s, text, tags.language, tags.emotion, part.events))
-    return tuple(segments)
 
 
 def _most(votes: Iterable[tuple[str, int]], unknown: str) -> str:

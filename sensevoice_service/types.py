@@ -108,8 +108,24 @@ class ChunkResult:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word, or one Chinese or Japanese character, on the file's own clock, seconds.
+
+    ``text`` has the marks that stand beside the word, and the space ahead of it where there is one.
+    """
+
+    start_s: float
+    end_s: float
+    text: str
+
+
+@dataclass(frozen=True)
 class Segment:
-    """A stretch of speech on the file's own clock, seconds."""
+    """A stretch of speech on the file's own clock, seconds.
+
+    The texts of ``words`` put together, with nothing between them, are ``text``: the first has no
+    space ahead of it.
+    """
 
     start_s: float
     end_s: float
@@ -117,6 +133,7 @@ class Segment:
     language: str
     emotion: str
     events: tuple[str, ...]
+    words: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True)

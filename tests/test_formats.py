@@ -1,8 +1,15 @@
 from __future__ import annotations
 
-from sensevoice_service.formats import FileOutcome, file_body, model_body, transcription_body
+from sensevoice_service.formats import (
+    FileOutcome,
+    file_body,
+    model_body,
+    text_body,
+    transcription_body,
+    word_body,
+)
 from sensevoice_service.status import ModelInfo
-from sensevoice_service.types import CorruptAudio, Segment, Transcript
+from sensevoice_service.types import CorruptAudio, Segment, Transcript, Word
 
 MODEL = ModelInfo("SenseVoiceSmall", False, "cuda:0", "bf16", "/private/models/sv", 234)
 
@@ -85,3 +92,13 @@ def test_the_model_is_told_without_the_place_it_came_from() -> None:
         "precision": "bf16",
         "parameters": 234,
     }
+
+
+def test_a_word_is_told_without_the_space_ahead_of_it() -> None:
+    body = word_body(Word(0.03, 1.23456, " hello,"))
+    assert body == {"word": "hello,", "start_s": 0.03, "end_s": 1.235}
+
+
+def test_plain_text_ends_its_line() -> None:
+    assert text_body(spoken("hello")) == "hello\n"
+    assert text_body(spoken("")) == "\n"

@@ -65,11 +65,12 @@ def merged_pair(left: Heard, right: Heard) -> str:
     return merged(first, second).text
 
 
-def test_one_chunk_becomes_one_segment() -> None:
+def test_speech_without_a_pause_becomes_one_segment() -> None:
     transcript = merged(result([("▁the", 2), ("▁cat", 8), ("s", 10)]))
     (segment,) = transcript.segments
     assert (transcript.text, segment.text) == ("the cats", "the cats")
-    assert segment.start_s == pytest.approx(0.12)
+    assert [word.text for word in segment.words] == ["the", " cats"]
+    assert segment.start_s == pytest.approx(0.09)
     assert segment.end_s == pytest.approx(0.66)
     assert (segment.language, segment.emotion, segment.events) == ("en", "HAPPY", ("Speech",))
     assert transcript.duration_s == 6.0
@@ -87,11 +88,22 @@ def test_silence_has_no_segments() -> None:
 
 def test_a_clean_seam_keeps_every_token() -> None:
     left = result([("▁the", 2), ("▁cat", 95)])
-    right = result([("▁cat", 101), ("s", 103)], start=100)
+    right = result([("▁cat", 101), ("s", 103), ("▁is", 130)], start=100)
     transcript = merged(left, right)
-    assert transcript.text == "the cat cats"
-    assert [segment.text for segment in transcript.segments] == ["the cat", "cats"]
-    assert transcript.segments[1].start_s == pytest.approx(6.06)
+    assert transcript.text == "the cat cats is"
+    assert [segment.text for segment in transcript.segments] == ["the", "cat cats", "is"]
+    starts_s = [word.start_s for segment in transcript.segments for word in segment.words]
+    assert starts_s == pytest.approx([0.09, 5.67, 6.03, 7.77])
+
+
+@pytest.mark.parametrize("prompt", ["<|zh|> <|HAPPY|> <|Speech|>", "<|en|> <|SAD|> <|Speech|>"])
+def test_a_segment_ends_at_a_seam_where_the_tags_change(prompt: str) -> None:
+    left = result([("▁the", 92), ("▁cat", 96)])
+    transcript = merged(left, result([("▁sat", 101), ("▁in", 104)], start=100, prompt=prompt))
+    assert transcript.text == "the cat sat in"
+    assert [segment.text for segment in transcript.segments] == ["the cat", "sat in"]
+    tags = [f"<|{one.language}|> <|{one.emotion}|> <|Speech|>" for one in transcript.segments]
+    assert tags == ["<|en|> <|HAPPY|> <|Speech|>", prompt]
 
 
 def test_words_heard_twice_are_written_once() -> None:
@@ -166,14 +178,14 @@ def test_a_word_across_the_splice_stays_one_word() -> None:
     second = result([("form", 85), ("ation", 88), ("s", 91)], start=70, overlap=30)
     transcript = merged(first, second)
     assert transcript.text == "the informations"
-    assert [segment.text for segment in transcript.segments] == ["the informations"]
+    assert [segment.text for segment in transcript.segments] == ["the", "informations"]
 
 
 def test_a_comma_at_the_splice_stays_with_the_words_before_it() -> None:
     first = result([("今", 60), ("天", 80), ("，", 85), ("气", 97)])
     second = result([("好", 72), ("，", 85), ("很", 90), ("好", 120)], start=70, overlap=30)
-    transcript = merged(first, second)
-    assert [segment.text for segment in transcript.segments] == ["今天，", "很好"]
+    words = [word.text for segment in merged(first, second).segments for word in segment.words]
+    assert words == ["今", "天，", "很", "好"]
 
 
 def test_sides_that_agree_on_nothing_share_the_overlap() -> None:
@@ -210,7 +222,9 @@ def test_three_chunks_in_a_row_are_mended_at_both_seams() -> None:
         results.append(result(heard, start=start, overlap=OVERLAP_FRAMES if start else 0))
     transcript = merged(*results)
     assert transcript.text == HANZI
-    assert [len(segment.text) for segment in transcript.segments] == [11, 10, 7]
+    (segment,) = transcript.segments
+    starts_s = [word.start_s for word in segment.words]
+    assert starts_s == pytest.approx([0.06 * frame - 0.03 for _, frame in said])
 
 
 def test_a_silent_chunk_between_two_is_passed_over() -> None:
@@ -219,7 +233,7 @@ def test_a_silent_chunk_between_two_is_passed_over() -> None:
     third = result([("▁sat", 145), ("▁in", 150)], start=140, overlap=30)
     transcript = merged(first, second, third)
     assert transcript.text == "the cat sat in"
-    assert len(transcript.segments) == 2
+    assert [segment.text for segment in transcript.segments] == ["the", "cat", "sat in"]
     assert transcript.events == ("Speech", "BGM")
 
 
@@ -265,7 +279,7 @@ def test_events_among_the_words_are_found_and_not_written() -> None:
     transcript = merged(result([("<|BGM|>", 1), ("▁the", 5), ("<|Speech|>", 7), ("▁cat", 9)]))
     assert transcript.text == "the cat"
     assert transcript.events == transcript.segments[0].events == ("Speech", "BGM")
-    assert transcript.segments[0].start_s == pytest.approx(0.3)
+    assert transcript.segments[0].start_s == pytest.approx(0.27)
 
 
 def test_a_chunk_with_nothing_but_tags_gives_no_segment() -> None:
@@ -328,5 +342,35 @@ def test_overlapping_views_restore_what_was_said(
         expected = join_texts(expected.partition("the"))
     assert transcript.text == expected
     assert transcript.text == join_texts(segment.text for segment in transcript.segments)
-    times = [time for s in transcript.segments for time in (s.start_s, s.end_s)]
+    assert_timed(transcript)
+
+
+def assert_timed(transcript: Transcript) -> None:
+    """Times are in order and inside the file, and a segment is its words."""
+    words = [word for segment in transcript.segments for word in segment.words]
+    times = [0.0, *(t for word in words for t in (word.start_s, word.end_s))]
     assert times == sorted(times)
+    assert times[-1] <= transcript.duration_s
+    for segment in transcript.segments:
+        assert "".join(word.text for word in segment.words) == segment.text
+        assert segment.start_s == segment.words[0].start_s
+        assert segment.end_s == segment.words[-1].end_s
+    written = "".join(word.text for word in words)
+    assert written.replace(" ", "") == transcript.text.replace(" ", "")
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_any_hypotheses_give_words_in_order(seed: int) -> None:
+    """Whatever a model hears, with clean seams and overlaps, and tags that change."""
+    rng = np.random.default_rng(seed)
+    results, start, overlap = [], 0, 0
+    for _ in range(int(rng.integers(1, 7))):
+        frames = int(rng.integers(overlap + 1, CHUNK_FRAMES + 50))
+        heard_frames = np.flatnonzero(rng.random(frames) < rng.uniform(0, 0.6)) + start
+        pieces = rng.choice(PIECES[3:], len(heard_frames)).tolist()
+        heard = list(zip(pieces, heard_frames.tolist(), strict=True))
+        prompt = " ".join(rng.choice(["<|en|>", "<|zh|>", "<|HAPPY|>", "<|BGM|>"], 3))
+        results.append(result(heard, start=start, frames=frames, overlap=overlap, prompt=prompt))
+        overlap = int(rng.integers(0, frames // 2 + 1)) * int(rng.integers(2))
+        start += frames - overlap
+    assert_timed(merge(results, VOCABULARY, results[-1].end_sample))

@@ -1,0 +1,146 @@
+"""Words → segments, parted where speech pauses, where sentences end and where their tags change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from sensevoice_service.types import Segment, Word
+
+PAUSE_S = 0.5
+_SHORT_PAUSE_S = 0.2  # beside a comma
+_MAX_SEGMENT_S = 15.0
+# Quotes and brackets may follow a stop; a letter alone or a title before one is cut short by it.
+_SENTENCE_END = re.compile(r"[.!?。！？…．｡][\"'”’»)\]）」』】》]*$")
+_CLAUSE_END = re.compile(r"[,;:，；：、､—–-][\"'”’»)\]）」』】》]*$")
+_ABBREVIATION = re.compile(r"\W*([A-Za-z]|([A-Za-z]\.)+[A-Za-z]|Mr|Mrs|Ms|Dr|St|vs)\.")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The words of one chunk, and its tags."""
+
+    words: Sequence[Word]
+    language: str
+    emotion: str
+    events: tuple[str, ...]
+
+    @property
+    def tags(self) -> tuple[str, str, tuple[str, ...]]:
+        return self.language, self.emotion, self.events
+
+
+def make_segments(passages: Iterable[Passage]) -> tuple[Segment, ...]:
+    """The segments of a file, in order, from the words of its chunks.
+
+    A new one begins after a pause, a sentence, or a comma with a short pause, where language,
+    emotion or events differ from those of the chunk before, and inside of what would last longer
+    than 15 s, at the best place there is.
+    """
+    return tuple(
+        _segment(stretch, passage)
+        for passage, run in _runs(passages)
+        for stretch in divide(run, _within_limit(run), _share_of_limit(run))
+    )
+
+
+def text_of(words: Sequence[Word]) -> str:
+    return "".join(word.text for word in words).strip()
+
+
+def divide(
+    words: Sequence[Word],
+    reach: Callable[[int], int],
+    size: Callable[[int, int], float],
+    part_cost: float = 1.0,
+) -> Iterator[Sequence[Word]]:
+    """The words in few and even parts, broken at good places.
+
+    ``reach(i)`` is the end of the longest part that may start at word ``i``; one word may always
+    be a part. ``size(i, j)`` tells how full a part of the words ``i`` to ``j`` is, 1 being full. A
+    break is the dearer the less it is heard, up to 0.6, and each part costs ``part_cost``, which is
+    1 or more. The cheapest way is found from the end.
+    """
+    n = len(words)
+    if reach(0) == n:  # then one part is the cheapest
+        yield words
+        return
+    breaks = [_badness(before, after) for before, after in pairwise(words)]
+    costs, ends = [0.0] * (n + 1), [n] * (n + 1)
+    for i in reversed(range(n)):
+        stops = range(i + 1, max(reach(i), i + 1) + 1)
+        costs[i], ends[i] = min((part_cost + size(i, j) ** 2 + costs[j], j) for j in stops)
+        costs[i] += breaks[i - 1] if i else 0.0
+    start = 0
+    while start < n:
+        yield words[start : ends[start]]
+        start = ends[start]
+
+
+def _badness(before: Word, after: Word) -> float:
+    """Of a break between two words."""
+    if ends_sentence(before):
+        return 0.0
+    if after.start_s - before.end_s >= PAUSE_S:
+        return 0.1
+    if _CLAUSE_END.search(before.text):
+        return 0.2
+    return 0.4 if after.start_s > before.end_s else 0.6
+
+
+def ends_sentence(word: Word) -> bool:
+    is_short = _ABBREVIATION.fullmatch(word.text.strip()) is not None
+    return not is_short and _SENTENCE_END.search(word.text) is not None
+
+
+def _runs(passages: Iterable[Passage]) -> Iterator[tuple[Passage, list[Word]]]:
+    """Words that nothing parts, with the passage that they begin in."""
+    run: list[Word] = []
+    origin: Passage | None = None
+    for passage in passages:
+        for word in passage.words:
+            if origin is not None and (origin.tags != passage.tags or _are_apart(run[-1], word)):
+                yield origin, run
+                run, origin = [], None
+            origin = origin or passage
+            run.append(word)
+    if origin is not None:
+        yield origin, run
+
+
+def _are_apart(before: Word, after: Word) -> bool:
+    pause_s = after.start_s - before.end_s
+    if ends_sentence(before) or pause_s >= PAUSE_S:
+        return True
+    return pause_s >= _SHORT_PAUSE_S and _CLAUSE_END.search(before.text) is not None
+
+
+def _segment(words: Sequence[Word], passage: Passage) -> Segment:
+    first = replace(words[0], text=words[0].text.lstrip())
+    spoken = (first, *words[1:])
+    return Segment(
+        start_s=first.start_s,
+        end_s=spoken[-1].end_s,
+        text=text_of(spoken),
+        language=passage.language,
+        emotion=passage.emotion,
+        events=passage.events,
+        words=spoken,
+    )
+
+
+def _within_limit(words: Sequence[Word]) -> Callable[[int], int]:
+    def reach(start: int) -> int:
+        latest_s = words[start].start_s + _MAX_SEGMENT_S
+        end = start
+        while end < len(words) and words[end].end_s <= latest_s:
+            end += 1
+        return end
+
+    return reach
+
+
+def _share_of_limit(words: Sequence[Word]) -> Callable[[int, int], float]:
+    return lambda start, end: (words[end - 1].end_s - words[start].start_s) / _MAX_SEGMENT_S

@@ -1,0 +1,246 @@
+"""Tokens on the file's clock → words with their starts and ends.
+
+A CTC model says when a token begins, hardly ever when it ends: its tokens last a frame or two. A
+word ends where the next one begins, or, ahead of a pause, after the time that its letters take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from unicodedata import category
+
+from sensevoice_service.tags import Vocabulary, join
+from sensevoice_service.types import FRAME_SAMPLES, SAMPLE_RATE_HZ, Word
+
+# Stacking repeats the first frame ahead of itself, which centres encoder frame i on i × 60 ms.
+_LEAD_SAMPLES = FRAME_SAMPLES // 2
+_LETTER_SAMPLES = SAMPLE_RATE_HZ * 9 // 100
+_SYLLABLE_SAMPLES = SAMPLE_RATE_HZ * 28 // 100
+_NEAR_SAMPLES = SAMPLE_RATE_HZ * 25 // 100  # a shorter gap between words is none
+_LEAST_SAMPLES = SAMPLE_RATE_HZ // 50  # between the starts of words, also if heard at one time
+_DIGITS_APART_SAMPLES = SAMPLE_RATE_HZ * 6 // 10
+_OPENING = ("Ps", "Pi")
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of text on the file's clock, from the centre of its first frame.
+
+    ``end_sample`` is the centre of the frame after its last.
+    """
+
+    id: int
+    start_sample: int
+    end_sample: int
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A token and what it adds to the text."""
+
+    token: Token
+    surface: str
+    starts_word: bool
+
+    @property
+    def is_spoken(self) -> bool:
+        return any(map(_is_spoken, self.surface))
+
+    @property
+    def is_opening(self) -> bool:
+        """A space or opening marks alone: they belong to what follows."""
+        return all(category(char) in _OPENING for char in self.surface)
+
+    @property
+    def is_closing(self) -> bool:
+        return not (self.is_spoken or self.is_opening) and _is_unspaced(self.surface)
+
+
+@dataclass(frozen=True)
+class _Sound:
+    """A word before its neighbours are known: it ends at about ``end_sample``."""
+
+    part: int
+    text: str
+    start_sample: int
+    end_sample: int
+
+
+def make_words(
+    parts: Sequence[Sequence[Token]], vocabulary: Vocabulary, n_samples: int
+) -> list[tuple[Word, ...]]:
+    """The words of each part of a file of ``n_samples``; a part is what one chunk adds to it.
+
+    All texts put together are the text of the file: a word brings the space ahead of it, if its
+    tokens have one or, at the start of a part, if its script has. Marks belong to the word before
+    them, opening ones to the word after; beside a Chinese or Japanese character, Latin letters and
+    digits are a word of their own. Starts never run backwards, no word ends after the next one's
+    start, and all times lie in the file.
+    """
+    sounds = list(_sounds(parts, vocabulary))
+    starts = in_order([s.start_sample for s in sounds], n_samples, _LEAST_SAMPLES)
+    words: list[list[Word]] = [[] for _ in parts]
+    for sound, start, following in zip(sounds, starts, [*starts[1:], None], strict=False):
+        end = max(start, min(sound.end_sample, n_samples))
+        if following is not None and following - end <= _NEAR_SAMPLES:
+            end = following
+        words[sound.part] += _characters(sound.text, start, end)
+    return [tuple(of_part) for of_part in words]
+
+
+def spaced(before: str, text: str) -> str:
+    """``text`` with the space that its script wants between it and what stands ``before`` it."""
+    return join(before, text)[len(before.rstrip()) :]
+
+
+def in_order(starts: Sequence[int], stop: int, apart: int) -> list[int]:
+    """The starts, moved ``apart`` where they run backwards, and back from ``stop``.
+
+    Where the room is too short for that, the first ones are 0.
+    """
+    ordered: list[int] = []
+    earliest = 0
+    for start in starts:
+        ordered.append(max(start, earliest))
+        earliest = ordered[-1] + apart
+    latest = stop - apart
+    for k in reversed(range(len(ordered))):
+        ordered[k] = max(0, min(ordered[k], latest))
+        latest = ordered[k] - apart
+    return ordered
+
+
+def _sounds(parts: Sequence[Sequence[Token]], vocabulary: Vocabulary) -> Iterator[_Sound]:
+    pieces = _Pieces(vocabulary)
+    before = ""
+    for index, part in enumerate(_handed_back([[pieces[t] for t in part] for part in parts])):
+        groups = _groups(part)
+        texts = _texts([[piece.token.id for piece in group] for group in groups], vocabulary)
+        for k, (group, text) in enumerate(zip(groups, texts, strict=True)):
+            before = text if k else spaced(before, text)
+            yield _Sound(index, before, *_span(group))
+
+
+def _handed_back(parts: list[list[_Piece]]) -> list[list[_Piece]]:
+    """A comma or stop that a part begins with closes the part before it."""
+    spoken: list[_Piece] | None = None
+    for part in parts:
+        while spoken and part and part[0].is_closing:
+            spoken.append(part.pop(0))
+        spoken = part or spoken
+    return parts
+
+
+class _Pieces:
+    """What tokens add to the text, each looked up once."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._known: dict[int, tuple[str, bool]] = {}
+
+    def __getitem__(self, token: Token) -> _Piece:
+        if token.id not in self._known:
+            # The first of two takes away the space that a tokenizer drops at the start of a text.
+            decode = self._vocabulary.decode
+            surface = decode([token.id, token.id])[len(decode([token.id])) :].strip()
+            self._known[token.id] = surface, self._vocabulary.starts_word(token.id)
+        return _Piece(token, *self._known[token.id])
+
+
+def _groups(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
+    """The pieces of each word; spaces that nothing follows are left out."""
+    groups: list[list[_Piece]] = []
+    waiting: list[_Piece] = []
+    for piece in pieces:
+        if piece.is_opening or not (piece.is_spoken or groups):
+            waiting.append(piece)
+        elif piece.is_spoken and (not groups or waiting or _begins(groups[-1], piece)):
+            groups.append([*waiting, piece])
+            waiting = []
+        else:
+            groups[-1] += [*waiting, piece]
+            waiting = []
+    while waiting and not waiting[-1].surface:
+        waiting.pop()
+    if waiting:
+        groups[-1:] = [[*(groups[-1] if groups else ()), *waiting]]
+    return groups
+
+
+def _begins(group: Sequence[_Piece], piece: _Piece) -> bool:
+    """Whether a word begins with ``piece``, ``group`` being what comes before it."""
+    if piece.starts_word:
+        return True
+    last = _spoken(group)[-1]
+    if any(_is_unspaced(char) for char in last.surface if _is_spoken(char)):
+        return True
+    gap = piece.token.start_sample - last.token.end_sample
+    return piece.surface[0].isdigit() and last.surface[-1].isdigit() and gap > _DIGITS_APART_SAMPLES
+
+
+def _spoken(group: Sequence[_Piece]) -> Sequence[_Piece]:
+    """Without marks, whose place in time means nothing; all, if there is nothing else."""
+    return [piece for piece in group if piece.is_spoken] or group
+
+
+def _span(group: Sequence[_Piece]) -> tuple[int, int]:
+    """Where a word starts, and about where it ends."""
+    spoken = _spoken(group)
+    first, last = spoken[0].token, spoken[-1].token
+    start = max(0, first.start_sample - _LEAD_SAMPLES)
+    length = sum(map(_length, spoken[-1].surface))
+    return start, max(last.end_sample, last.start_sample + length) - _LEAD_SAMPLES
+
+
+def _length(char: str) -> int:
+    """How long a character takes: letters of an alphabet are short, others are syllables."""
+    if not _is_spoken(char):
+        return 0
+    return _LETTER_SAMPLES if char < "\u1100" and char.isalpha() else _SYLLABLE_SAMPLES
+
+
+def _texts(groups: Sequence[list[int]], vocabulary: Vocabulary) -> Iterator[str]:
+    """What each group adds to the text of all: decoded behind the one before it."""
+    for before, group in pairwise([[], *groups]):
+        if not before:
+            yield vocabulary.decode(group).strip()
+        else:
+            yield vocabulary.decode(before + group)[len(vocabulary.decode(before)) :]
+
+
+def _characters(text: str, start: int, end: int) -> Iterator[Word]:
+    """One word, or one for each character if a token has several of them, in equal shares."""
+    texts = _split(text)
+    bounds = [(start + (end - start) * k / len(texts)) for k in range(len(texts) + 1)]
+    for part, (first, last) in zip(texts, pairwise(bounds), strict=True):
+        yield Word(first / SAMPLE_RATE_HZ, last / SAMPLE_RATE_HZ, part)
+
+
+def _split(text: str) -> list[str]:
+    """Cut ahead of each unspaced character that is spoken, and ahead of letters behind one."""
+    parts = [""]
+    waiting = last = ""
+    for char in text:
+        if char.isspace() or category(char) in _OPENING:
+            waiting += char
+            continue
+        if _is_spoken(char):
+            if last and (_is_unspaced(last) or _is_unspaced(char)):
+                parts.append("")
+            last = char
+        parts[-1] += waiting + char
+        waiting = ""
+    parts[-1] += waiting
+    return parts
+
+
+def _is_spoken(char: str) -> bool:
+    """Letters, digits and symbols, not punctuation."""
+    return category(char)[0] in "LNS"
+
+
+def _is_unspaced(text: str) -> bool:
+    """Whether no space comes between a Latin word and ``text``."""
+    return join("x", text) == "x" + text
