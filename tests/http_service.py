@@ -14,11 +14,14 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 
 from config import Settings
 from sensevoice_service.admission import Admission
+from sensevoice_service.batcher import BatchStats
 from sensevoice_service.logs import FIELDS
 from sensevoice_service.memory import MemoryReading
+from sensevoice_service.metrics import Metrics, Sources
 from sensevoice_service.pipeline import PipelineResult, Timings
 from sensevoice_service.routes.app import build_app
 from sensevoice_service.routes.services import Services
@@ -74,21 +77,18 @@ class FakePipeline:
 
 
 @dataclass
-class FakeBatches:
-    batches: int = 7
-
-
-@dataclass
 class FakeState:
     status: Status = "ready"
     model: ModelInfo | None = MODEL
     failure: str | None = None
+    batches: BatchStats = field(default_factory=lambda: BatchStats(batches=7))
+    gpu: dict[str, Any] | None = None
 
-    def batch_stats(self) -> FakeBatches:
-        return FakeBatches()
+    def batch_stats(self) -> BatchStats:
+        return self.batches
 
     def gpu_memory(self) -> dict[str, Any] | None:
-        return None
+        return self.gpu
 
 
 @dataclass
@@ -109,9 +109,18 @@ class House:
             self.settings.MEMORY_LIMIT_PERCENT,
         )
 
+        self.metrics = Metrics(CollectorRegistry(), self.sources())
+
+    def sources(self) -> Sources:
+        return Sources(self.state, self.admission.stats, lambda: self.memory)
+
+    def services(self) -> Services:
+        return Services(
+            self.pipeline, self.state, self.admission, lambda: self.memory, self.metrics
+        )
+
     def app(self) -> FastAPI:
-        parts = Services(self.pipeline, self.state, self.admission, lambda: self.memory)
-        return build_app(parts, self.settings)
+        return build_app(self.services(), self.settings)
 
 
 def house(**settings: Any) -> House:

@@ -9,7 +9,6 @@ from starlette.testclient import TestClient
 
 from sensevoice_service import __version__
 from sensevoice_service.routes.app import build_app
-from sensevoice_service.routes.services import Services
 from sensevoice_service.types import LANGUAGES
 from tests.http_service import house
 
@@ -59,6 +58,7 @@ def test_only_the_documented_methods_are_listed() -> None:
         "/health": {"get"},
         "/health/live": {"get"},
         "/health/ready": {"get"},
+        "/metrics": {"get"},
     }
 
 
@@ -88,8 +88,7 @@ def test_the_lifespan_is_run_around_the_service() -> None:
         seen.append("stop")
 
     place = house()
-    parts = Services(place.pipeline, place.state, place.admission, lambda: place.memory)
-    with TestClient(build_app(parts, place.settings, lifespan)) as client:
+    with TestClient(build_app(place.services(), place.settings, lifespan)) as client:
         assert client.get("/health/live").status_code == 200
         assert seen == ["start"]
     assert seen == ["start", "stop"]

@@ -42,14 +42,14 @@ def test_a_healthy_service_tells_all_of_itself() -> None:
         "process_rss_bytes": 5,
     }
     assert body["requests"] == {"active": 0, "waiting": 0, "limit": 20, "max_waiting": 3}
-    assert body["batches"] == {"batches": 7}
+    assert body["batches"] == asdict(BatchStats(batches=7))
     assert body["gpu"] is None
 
 
 def test_it_shows_all_figures_of_the_batches() -> None:
     place = house()
     stats = BatchStats(mean_batch_size=2.5, padding_ratio=0.1, out_of_memory=3, max_padded_frames=9)
-    place.state.batch_stats = lambda: stats  # type: ignore[method-assign,assignment,return-value]
+    place.state.batches = stats
     body = TestClient(place.app()).get("/health").json()
     assert HealthAnswer.model_validate(body).batches == Batches(**asdict(stats))
     assert list(body["batches"]) == list(Batches.model_fields)

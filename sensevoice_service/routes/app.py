@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 from starlette.responses import RedirectResponse
 
 from sensevoice_service import __version__
-from sensevoice_service.routes import health, transcribe
+from sensevoice_service.routes import health, metrics, transcribe
 from sensevoice_service.routes.errors import install_handlers
 from sensevoice_service.routes.forms import FormLimits
 from sensevoice_service.routes.middleware import (
@@ -35,6 +36,11 @@ _DESCRIPTION = (
 
 def build_app(services: Services, settings: Settings, lifespan: Lifespan | None = None) -> FastAPI:
     max_body_bytes = settings.MAX_UPLOAD_MB * 2**20
+    routers = (
+        transcribe.make_router(services, FormLimits.of(settings)),
+        health.make_router(services),
+        metrics.make_router(services),
+    )
     app = FastAPI(
         title="SenseVoice",
         description=_DESCRIPTION,
@@ -42,19 +48,28 @@ def build_app(services: Services, settings: Settings, lifespan: Lifespan | None 
         lifespan=lifespan,
         redirect_slashes=False,  # a redirected upload would be sent twice
         middleware=[
-            Middleware(RequestContext, log_names=settings.LOG_FILENAMES),
+            Middleware(
+                RequestContext,
+                log_names=settings.LOG_FILENAMES,
+                metrics=services.metrics,
+                paths=_paths(routers),
+            ),
             Middleware(OrderlyRefusal, drain_bytes=2 * max_body_bytes),
             Middleware(ErrorBoundary),
             Middleware(BodyLimit, max_bytes=max_body_bytes),
         ],
     )
     install_handlers(app)
-    limits = FormLimits.of(settings)
-    app.include_router(transcribe.make_router(services, limits))
-    app.include_router(health.make_router(services))
+    for router in routers:
+        app.include_router(router)
 
     @app.get("/", include_in_schema=False)
     async def front_page() -> RedirectResponse:
         return RedirectResponse("docs")
 
     return app
+
+
+def _paths(routers: Iterable[APIRouter]) -> frozenset[str]:
+    routes = (route for router in routers for route in router.routes)
+    return frozenset(route.path for route in routes if isinstance(route, APIRoute))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sensevoice_service.logs import FIELDS
+from sensevoice_service.metrics import EndedRequest, Metrics
 from sensevoice_service.routes.client import waits_for_leave
 from sensevoice_service.routes.errors import CLIENT_GONE_STATUS, ClientGone, error_response
 from sensevoice_service.routes.trace import RequestTrace, attach, request_id_of, trace_of
@@ -21,14 +23,23 @@ from sensevoice_service.types import ServiceError, UploadTooLarge
 _log = logging.getLogger("sensevoice_service.requests")
 
 LONGEST_DRAIN_S = 10.0
+OTHER_ROUTE = "other"
 
 
 class RequestContext:
-    """Gives each request its id and its one line in the log, and answers their common headers."""
+    """Gives each request its id and its one line in the log, and answers their common headers.
 
-    def __init__(self, app: ASGIApp, log_names: bool) -> None:
+    It also counts each request, under its path if that is one of ``paths``: anyone can make up
+    others, and each would be kept for ever.
+    """
+
+    def __init__(
+        self, app: ASGIApp, log_names: bool, metrics: Metrics, paths: frozenset[str]
+    ) -> None:
         self._app = app
         self._log_names = log_names
+        self._metrics = metrics
+        self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,6 +57,9 @@ class RequestContext:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = trace.request_id
                 headers["x-content-type-options"] = "nosniff"
+                if phases_s := trace.phases_s:
+                    total_s = time.perf_counter() - began_s
+                    headers["server-timing"] = _server_timing({**phases_s, "total": total_s})
             await send(message)
 
         try:
@@ -54,11 +68,31 @@ class RequestContext:
             trace.outcome = "aborted"
             raise
         finally:
+            total_s = time.perf_counter() - began_s
+            self._count(scope["path"], status, trace, total_s)
             noted = {
                 **trace.fields(with_names=self._log_names),
-                "total_ms": round((time.perf_counter() - began_s) * 1000, 1),
+                "total_ms": round(total_s * 1000, 1),
             }
             _log_request(scope, trace.request_id, status, noted)
+
+    def _count(self, path: str, status: int, trace: RequestTrace, total_s: float) -> None:
+        ended = EndedRequest(
+            route=path if path in self._paths else OTHER_ROUTE,
+            status=status,
+            outcome=trace.outcome,
+            total_s=total_s,
+            phases_s=trace.phases_s,
+            audio_s=trace.audio_s,
+            process_s=trace.process_s,
+            shed=trace.shed_reason,
+        )
+        self._metrics.request_ended(ended)
+
+
+def _server_timing(phases_s: Mapping[str, float]) -> str:
+    """The value of the header ``Server-Timing``, whose durations are in milliseconds."""
+    return ", ".join(f"{phase};dur={spent_s * 1000:.1f}" for phase, spent_s in phases_s.items())
 
 
 def _log_request(scope: Scope, request_id: str, status: int, noted: dict[str, Any]) -> None:
@@ -73,7 +107,7 @@ def _log_request(scope: Scope, request_id: str, status: int, noted: dict[str, An
 
 
 def _log_level(path: str, status: int) -> int:
-    if path == "/health" or path.startswith("/health/"):
+    if path in ("/health", "/metrics") or path.startswith("/health/"):
         return logging.DEBUG
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         return logging.WARNING

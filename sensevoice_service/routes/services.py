@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sensevoice_service.admission import Admission
 from sensevoice_service.memory import MemoryReading
+from sensevoice_service.metrics import Metrics
 from sensevoice_service.status import ModelInfo, ServiceState
 from sensevoice_service.types import DecodeOptions, NotReady, Upload
 
@@ -29,6 +30,7 @@ class Services:
     state: ServiceState
     admission: Admission
     memory: Callable[[], MemoryReading]
+    metrics: Metrics
 
 
 def ready_model(state: ServiceState) -> ModelInfo:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
@@ -13,6 +14,7 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from sensevoice_service.admission import Admission
 from sensevoice_service.formats import FileOutcome, transcription_body
 from sensevoice_service.logs import FIELDS
 from sensevoice_service.routes import forms
@@ -22,7 +24,7 @@ from sensevoice_service.routes.schemas import ERRORS, TranscribeAnswer, Transcri
 from sensevoice_service.routes.services import Pipeline, Services, ready_model
 from sensevoice_service.routes.trace import RequestTrace, trace_of
 from sensevoice_service.status import ModelInfo
-from sensevoice_service.types import DecodeOptions, EmptyFile, ServiceError, Upload
+from sensevoice_service.types import DecodeOptions, EmptyFile, Overloaded, ServiceError, Upload
 
 if TYPE_CHECKING:
     from sensevoice_service.pipeline import PipelineResult
@@ -55,10 +57,7 @@ def make_router(services: Services, limits: FormLimits) -> APIRouter:
         forms.require_multipart(request.headers)
         trace = trace_of(request.scope)
         client = Client(request.scope, request.receive)
-        came_s = time.perf_counter()
-        with services.admission.enter() as place:
-            await client.unless_gone(place.granted())
-            trace.wait_s = time.perf_counter() - came_s
+        async with slot(services.admission, client, trace):
             form = await forms.read_form(request.headers, client, limits)
             try:
                 work = _answer(services.pipeline, model, form, limits, trace)
@@ -67,6 +66,31 @@ def make_router(services: Services, limits: FormLimits) -> APIRouter:
                 await form.close()
 
     return router
+
+
+@asynccontextmanager
+async def slot(admission: Admission, client: Client, trace: RequestTrace) -> AsyncIterator[None]:
+    """Hold a slot for the length of the block; note the wait for it, or for want of what.
+
+    Raises ``Overloaded`` and ``ClientGone``.
+    """
+    came_s = time.perf_counter()
+    try:
+        place = admission.enter()
+    except Overloaded:
+        stats = admission.stats()
+        is_full = stats.active >= stats.limit and stats.waiting >= stats.max_waiting
+        trace.shed = "full" if is_full else "memory"
+        raise
+    with place:
+        try:
+            await client.unless_gone(place.granted())
+        except Overloaded:
+            trace.shed = "timeout"
+            raise
+        finally:
+            trace.wait_s = time.perf_counter() - came_s
+        yield
 
 
 async def _answer(
@@ -91,17 +115,23 @@ async def transcribe_files(
     pipeline: Pipeline, files: Sequence[Upload], options: DecodeOptions, trace: RequestTrace
 ) -> list[PipelineResult | ServiceError]:
     """All files at once; what one of them raises is its own result. Cancels all or none."""
+    began_s = time.perf_counter()
     work = (_transcribe_file(pipeline, file, options, trace.request_id) for file in files)
     results = await asyncio.gather(*work)
-    done = [result for result in results if not isinstance(result, ServiceError)]
-    trace.audio_s = sum(result.transcript.duration_s for result in done)
-    # The files wait side by side, but each takes its own time of the processors and the device.
-    trace.queue_s = max((result.timings.queue_s for result in done), default=0.0)
-    trace.decode_s = sum(result.timings.decode_s for result in done)
-    trace.infer_s = sum(result.timings.infer_s for result in done)
+    trace.process_s = time.perf_counter() - began_s
+    if done := [result for result in results if not isinstance(result, ServiceError)]:
+        _note(done, trace)
     if len(done) < len(results):
         trace.outcome = "partial"
     return list(results)
+
+
+def _note(done: Sequence[PipelineResult], trace: RequestTrace) -> None:
+    trace.audio_s = sum(result.transcript.duration_s for result in done)
+    # The files wait side by side, but each takes its own time of the processors and the device.
+    trace.queue_s = max(result.timings.queue_s for result in done)
+    trace.decode_s = sum(result.timings.decode_s for result in done)
+    trace.infer_s = sum(result.timings.infer_s for result in done)
 
 
 async def _transcribe_file(
