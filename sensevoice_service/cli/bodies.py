@@ -1,0 +1,34 @@
+"""What was heard in a file, as the text of an output file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from sensevoice_service.formats import FileOutcome, file_body, text_body
+from sensevoice_service.subtitles import SubtitleRules, to_srt, to_vtt
+from sensevoice_service.types import Transcript
+
+FORMATS = ("txt", "json", "srt", "vtt")
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A file's transcript, and the model that heard it as the API describes it."""
+
+    transcript: Transcript
+    model: dict[str, Any]
+
+
+def render(heard: Heard, name: str, form: str) -> str:
+    """One of ``FORMATS``, ending with a line break."""
+    transcript = heard.transcript
+    if form == "json":
+        body = {**file_body(FileOutcome(name, transcript)), "model": heard.model}
+        return json.dumps(body, ensure_ascii=False, indent=2) + "\n"
+    if form == "srt":
+        return to_srt(transcript, SubtitleRules())
+    if form == "vtt":
+        return to_vtt(transcript, SubtitleRules())
+    return text_body(transcript)

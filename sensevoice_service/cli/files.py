@@ -1,0 +1,146 @@
+"""Which files are to be transcribed, and where their transcripts go."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# The names under which each demuxer's files go. A file that is named itself may have any name,
+# since files are recognised by their content.
+SUFFIXES_OF = {
+    "wav": (".wav", ".wave", ".bwf"),
+    "aiff": (".aiff", ".aif", ".aifc"),
+    "caf": (".caf",),
+    "au": (".au", ".snd"),
+    "flac": (".flac",),
+    "ogg": (".ogg", ".oga", ".ogv", ".opus"),
+    "mp3": (".mp3", ".mp2", ".mpga"),
+    "aac": (".aac",),
+    "mov": (".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2"),
+    "matroska": (".mka", ".mkv", ".webm", ".weba"),
+    "avi": (".avi",),
+    "amr": (".amr", ".awb"),
+}
+AUDIO_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes)
+
+
+class UsageError(Exception):
+    """The command asks for what cannot be: it ends, with exit status 2, before it has begun."""
+
+
+@dataclass(frozen=True)
+class AudioFile:
+    """``place`` is its path below the folder that was given, or its name where it was itself."""
+
+    path: Path
+    place: Path
+    size_bytes: int
+    changed_ns: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """One file and where its transcript goes: a path, or None for the standard output."""
+
+    audio: AudioFile
+    output: Path | None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is a transcript that is not older than the audio."""
+        if self.output is None:
+            return False
+        try:
+            return self.output.stat().st_mtime_ns >= self.audio.changed_ns
+        except OSError:
+            return False
+
+
+def find_audio(given: Sequence[Path]) -> list[AudioFile]:
+    """The files given, and those below the folders given whose names are of audio; each once.
+
+    Hidden files and folders are passed over, links to folders are not followed. Raises
+    ``UsageError`` for what is not there or cannot be looked into.
+    """
+    found: dict[str, AudioFile] = {}
+    for path in given:
+        if path.is_dir():
+            files = list(_walk(path))
+        elif (file := _audio_file(path, Path(path.name))) is not None:
+            files = [file]
+        else:
+            raise UsageError(f"{path}: there is no such file or folder")
+        for file in files:
+            found.setdefault(os.path.abspath(file.path), file)
+    return list(found.values())
+
+
+def _walk(root: Path) -> Iterator[AudioFile]:
+    for folder, folders, names in os.walk(root, onerror=_refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(folder, name)
+            if name.startswith(".") or path.suffix.lower() not in AUDIO_SUFFIXES:
+                continue
+            if (file := _audio_file(path, path.relative_to(root))) is not None:
+                yield file
+
+
+def _refuse(error: OSError) -> None:
+    raise UsageError(f"{error.filename}: {error.strerror}")
+
+
+def _audio_file(path: Path, place: Path) -> AudioFile | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return AudioFile(path, place, found.st_size, found.st_mtime_ns)
+
+
+def plan(files: Sequence[AudioFile], suffix: str, out: Path | None) -> list[Task]:
+    """A task for each file: its transcript goes beside it, or to the same place below ``out``.
+
+    ``talk.mp3`` becomes ``talk.txt``, unless ``talk.wav`` would too: then both keep their suffix,
+    as ``talk.mp3.txt``. Raises ``UsageError`` where two transcripts would still have one name.
+    """
+    short = [_output(file, _without_suffix(file.place), suffix, out) for file in files]
+    claims = Counter(map(os.path.abspath, short))
+    outputs = [
+        output
+        if claims[os.path.abspath(output)] == 1
+        else _output(file, file.place.name, suffix, out)
+        for file, output in zip(files, short, strict=True)
+    ]
+    takers: dict[str, Path] = {}
+    for file, output in zip(files, outputs, strict=True):
+        first = takers.setdefault(os.path.abspath(output), file.path)
+        if first != file.path:
+            raise UsageError(f"{first} and {file.path} would both be written to {output}")
+    return [Task(file, output) for file, output in zip(files, outputs, strict=True)]
+
+
+def _output(file: AudioFile, name: str, suffix: str, out: Path | None) -> Path:
+    folder = file.path.parent if out is None else out / file.place.parent
+    return folder / f"{name}.{suffix}"
+
+
+def _without_suffix(place: Path) -> str:
+    return place.stem if place.suffix.lower() in AUDIO_SUFFIXES else place.name
+
+
+def write_whole(path: Path, text: str) -> None:
+    """All of the text is there under this name, or nothing new is. Raises ``OSError``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
