@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from uvicorn.server import HANDLED_SIGNALS
 
 from config import ConfigError, Settings, load_settings
@@ -25,6 +26,7 @@ from sensevoice_service.batcher import Batcher, BatchLimits
 from sensevoice_service.chunker import ChunkPolicy
 from sensevoice_service.logs import configure_logging
 from sensevoice_service.memory import MemoryGauge
+from sensevoice_service.metrics import Metrics, Sources
 from sensevoice_service.model_store import ModelFolder, resolve_model
 from sensevoice_service.pipeline import Pipeline, PipelinePolicy
 from sensevoice_service.routes.app import build_app
@@ -34,8 +36,9 @@ from sensevoice_service.status import ModelInfo
 
 ROOT = Path(__file__).parent
 EXIT_NO_ADDRESS, EXIT_USAGE, EXIT_NO_MODEL = 1, 2, 3
-# A batch this large keeps a device busy; a larger one only makes the next in line wait longer.
-CPU_BATCH_FRAMES, GPU_BATCH_FRAMES = 1_024, 8_192
+# A batch this large keeps a device busy; a larger one only makes the next in line wait longer. On a
+# CPU it is about one chunk of a large file a core.
+CPU_BATCH_FRAMES, GPU_BATCH_FRAMES = 256, 8_192
 # With the load of the demo, a start without a hub stays within 10 s.
 HUB_TIMEOUT_S = 5.0
 
@@ -56,6 +59,7 @@ def create_app(settings: Settings, on_failure: Callable[[], None] = lambda: None
         memory_percent=memory.percent,
         memory_limit_percent=settings.MEMORY_LIMIT_PERCENT,
     )
+    metrics = Metrics(CollectorRegistry(), Sources(service, admission.stats, memory.reading))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -64,7 +68,8 @@ def create_app(settings: Settings, on_failure: Callable[[], None] = lambda: None
         await asyncio.to_thread(service.stop, settings.SHUTDOWN_TIMEOUT_SEC)
         pool.shutdown(wait=False, cancel_futures=True)
 
-    return build_app(Services(service, service, admission, memory.reading), settings, lifespan)
+    services = Services(service, service, admission, memory.reading, metrics)
+    return build_app(services, settings, lifespan)
 
 
 def load_model(settings: Settings, pool: Executor, stop: threading.Event) -> LoadedModel:
@@ -78,37 +83,38 @@ def load_model(settings: Settings, pool: Executor, stop: threading.Event) -> Loa
         stop=stop,
     )
     # torch takes seconds to import: /health answers meanwhile.
-    from sensevoice_service import engine as engines
-    from sensevoice_service.tokenizer import load_vocabulary
+    from sensevoice_service.engine import warm_up_shapes
+    from sensevoice_service.loading import EngineOptions, open_model
 
-    device = engines.choose_device(settings.DEVICE)
-    engines.share_cores(settings.MODEL_WORKERS, settings.INTRA_OP_THREADS)
-    vocabulary = load_vocabulary(folder.bpe_model)
-    engine = engines.load_engine(
-        engines.ModelFiles(folder.config_yaml, folder.checkpoint, folder.cmvn),
-        vocab_size=vocabulary.size,
-        device=device,
-        precision=engines.choose_precision(settings.QUANTIZE, device),
+    opened = open_model(
+        folder,
+        EngineOptions(
+            device=settings.DEVICE,
+            quantize=settings.QUANTIZE,
+            n_workers=settings.MODEL_WORKERS,
+            intra_op_threads=settings.INTRA_OP_THREADS,
+        ),
     )
-    limits = batch_limits(settings, device.type)
+    engine = opened.engine
+    limits = batch_limits(settings, engine.device.type)
     longest_s = settings.LARGE_FILE_DURATION_SEC
-    engine.warm_up(engines.warm_up_shapes(limits.max_items, limits.max_padded_frames, longest_s))
-    info = describe(folder, engine, str(device))
+    engine.warm_up(warm_up_shapes(limits.max_items, limits.max_padded_frames, longest_s))
+    info = describe(folder, engine)
     _log.info("serving %s on %s in %s", info.name, info.device, info.precision)
-    batcher = Batcher([engine] * settings.MODEL_WORKERS, limits)
+    batcher = Batcher([engine] * opened.n_workers, limits)
     return LoadedModel(
         info=info,
         batcher=batcher,
-        pipeline=Pipeline(batcher, pool, vocabulary, pipeline_policy(settings)),
+        pipeline=Pipeline(batcher, pool, opened.vocabulary, pipeline_policy(settings)),
         gpu_memory=engine.gpu_memory,
     )
 
 
-def describe(folder: ModelFolder, engine: Any, device: str) -> ModelInfo:
+def describe(folder: ModelFolder, engine: Any) -> ModelInfo:
     return ModelInfo(
         name=folder.name,
         is_demo=folder.is_demo,
-        device=device,
+        device=str(engine.device),
         precision=engine.precision,
         source=str(folder.path),
         parameters=engine.n_parameters,

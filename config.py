@@ -46,9 +46,14 @@ class Settings(BaseSettings):
     )
     QUANTIZE: Literal["auto", "off", "bf16", "int8"] = Field(
         "auto",
-        description="auto (bf16 on GPUs that have it, else off), off (fp32), bf16, or int8 (CPU).",
+        description="auto (int8 on a CPU, bf16 on GPUs that have it), off (fp32), bf16, or int8.",
     )
-    MODEL_WORKERS: int = Field(1, ge=1, le=64, description="Inference threads sharing the queue.")
+    MODEL_WORKERS: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Inference threads sharing the queue; 0 is one a core, or one on a GPU.",
+    )
     INTRA_OP_THREADS: int = Field(
         0, ge=0, description="CPU threads of one inference; 0 shares the cores among the workers."
     )
@@ -89,7 +94,7 @@ class Settings(BaseSettings):
         30.0, ge=1, le=120, description="Audio over this length is cut into chunks."
     )
     LARGE_FILE_CHUNK_SIZE_SEC: float = Field(
-        20.0, ge=2, le=120, description="Longest chunk of a large file."
+        15.0, ge=2, le=120, description="Longest chunk of a large file."
     )
 
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import traceback
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-import yaml
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from sensevoice_service.ctc import best_path
+from sensevoice_service.cuda_graphs import BUCKETS, Bucket, CudaCapture, Graphs, StaticInputs
 from sensevoice_service.encoder import EncoderConfig, SenseVoice
 from sensevoice_service.frontend import FeatureBatch, Frontend, read_cmvn, require_known
 from sensevoice_service.types import (
@@ -24,15 +24,19 @@ from sensevoice_service.types import (
     SAMPLE_RATE_HZ,
     Chunk,
     DecodeOptions,
+    DeviceOutOfMemory,
     Hypothesis,
     ModelError,
     lfr_frames,
 )
 
 Precision = Literal["fp32", "bf16", "int8"]
+TorchPrecision = Literal["fp32", "bf16"]
 
 # The head's output is 25,055 wide: a slice of this many frames takes 100 MB in fp32.
 HEAD_FRAMES = 1_024
+# Tensor cores want rows of whole 128 bytes.
+HEAD_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -47,35 +51,74 @@ class ModelFiles:
 class Engine:
     """Chunks in, hypotheses out; threads may share it, though one is enough to fill a device."""
 
-    def __init__(self, model: SenseVoice, frontend: Frontend, precision: Precision) -> None:
+    def __init__(self, model: SenseVoice, frontend: Frontend, precision: TorchPrecision) -> None:
         self.frontend = frontend
-        self.precision = precision
+        self.precision: Precision = precision
         self.device = frontend.device
         self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.model = _lower(model.to(self.device).eval(), precision)
+        if self.device.type == "cuda":
+            _prefer_kernels_of_any_shape()
+            self.model.ctc.widen(HEAD_MULTIPLE)
+        self._graphs = Graphs()
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Hypothesis]:
-        return self.infer(self.frontend(chunks))
+        with _out_of_memory_by_name():
+            return self.infer(self.frontend(chunks))
 
     @torch.inference_mode()
     def infer(self, batch: FeatureBatch) -> list[Hypothesis]:
-        """Greedy CTC of every row; the arg-max is taken on the device."""
-        with self._autocast():
-            hidden = self.model.encode(
-                batch.features, batch.n_frames, batch.language_rows, batch.textnorm_rows
-            )
-            ids = self._arg_max(hidden)
+        """Greedy CTC of every row; raises ``DeviceOutOfMemory``, after which it may go on."""
+        with _out_of_memory_by_name():
+            rows = self.run(batch).cpu().numpy()
         return [
             best_path(row[: PROMPT_FRAMES + length])
-            for row, length in zip(ids, batch.lengths, strict=True)
+            for row, length in zip(rows, batch.lengths, strict=True)
         ]
 
+    def run(self, batch: FeatureBatch) -> Tensor:
+        """As ``best_ids``; on the host already where it was a graph."""
+        ids = self._graphs.run(batch)
+        if ids is not None:
+            return ids
+        return self.best_ids(
+            batch.features, batch.n_frames, batch.language_rows, batch.textnorm_rows
+        )
+
+    @torch.inference_mode()
+    def best_ids(
+        self,
+        features: Tensor,
+        n_frames: Tensor | None,
+        language_rows: Tensor,
+        textnorm_rows: Tensor,
+    ) -> Tensor:
+        """The arg-max of every frame, int32 ``(B, 4 + T)`` on the device.
+
+        Arguments as for ``SenseVoice.encode``. There is never more of the logits than a slice.
+        """
+        hidden = self.model.encode(features, n_frames, language_rows, textnorm_rows)
+        slices = hidden.flatten(0, 1).split(HEAD_FRAMES)
+        ids = torch.cat([self.model.ctc(part).argmax(dim=-1) for part in slices])
+        return ids.view(hidden.shape[:2]).to(torch.int32)
+
     def warm_up(self, shapes: Sequence[tuple[int, float]]) -> None:
-        """Run batches of the given (rows, seconds), so that no request pays for first calls."""
+        """Run batches of the given (rows, seconds), so that no request pays for first calls.
+
+        On a GPU small batches are captured as graphs, too.
+        """
         rng = np.random.default_rng(0)
         for rows, duration_s in shapes:
             noise = rng.normal(0, 0.01, round(duration_s * SAMPLE_RATE_HZ)).astype(np.float32)
             self([Chunk(noise, 0, index, DecodeOptions()) for index in range(rows)])
+        if self.device.type == "cuda":
+            self.capture_graphs()
+
+    def capture_graphs(self, buckets: Collection[Bucket] = BUCKETS) -> None:
+        """For a GPU: run batches that fit one of the buckets as one launch from now on."""
+        n_features = self.model.config.input_size
+        inputs_of = partial(StaticInputs.of, n_features=n_features, device=self.device)
+        self._graphs.capture(buckets, self.best_ids, inputs_of, CudaCapture(self.device))
 
     def gpu_memory(self) -> dict[str, int] | None:
         """Bytes in use and in all of the whole GPU, and those this process holds."""
@@ -87,18 +130,6 @@ class Engine:
             "total_bytes": total_bytes,
             "process_bytes": torch.cuda.memory_reserved(self.device),
         }
-
-    def _arg_max(self, hidden: Tensor) -> NDArray[np.int32]:
-        """``(B, T, size)`` to int32 ``(B, T)`` on the host, without all logits at once."""
-        slices = hidden.flatten(0, 1).split(HEAD_FRAMES)
-        ids = torch.cat([self.model.ctc(part).argmax(dim=-1) for part in slices])
-        return ids.view(hidden.shape[:2]).to(torch.int32).cpu().numpy()
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        """In bf16 the products are rounded; residual sums, norms and positions stay in fp32."""
-        if self.precision != "bf16":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
 
 
 def warm_up_shapes(
@@ -126,25 +157,26 @@ def choose_device(wanted: str) -> torch.device:
 
 def choose_precision(quantize: str, device: torch.device) -> Precision:
     """What QUANTIZE means on a device; raises ``ModelError`` where it cannot be had."""
-    if quantize == "int8":
-        if device.type != "cpu":
-            raise ModelError("QUANTIZE=int8 is for the CPU; on a GPU use bf16 or auto")
+    on_cpu = device.type == "cpu"
+    if quantize == "int8" and not on_cpu:
+        raise ModelError("QUANTIZE=int8 is for the CPU; on a GPU use bf16 or auto")
+    if quantize == "int8" or (quantize == "auto" and on_cpu):
         return "int8"
-    if quantize == "bf16":
-        return "bf16"
-    if quantize == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+    if quantize == "bf16" or (quantize == "auto" and torch.cuda.is_bf16_supported()):
         return "bf16"
     return "fp32"
 
 
 def load_engine(
-    files: ModelFiles, vocab_size: int, device: torch.device, precision: Precision
+    files: ModelFiles, vocab_size: int, device: torch.device, precision: TorchPrecision
 ) -> Engine:
     """Read a checkpoint with FunASR's parameter names.
 
     Raises ``ModelError`` if it is damaged, holds anything but tensors, or does not fit its
     configuration and vocabulary.
     """
+    import yaml  # here, so that the engine can be measured where there is torch alone
+
     config = yaml.safe_load(files.config_yaml.read_text(encoding="utf-8"))
     try:
         model = _empty_model(EncoderConfig.from_yaml(config, vocab_size))
@@ -159,9 +191,7 @@ def load_engine(
 def _empty_model(config: EncoderConfig) -> SenseVoice:
     """Built without memory, since the checkpoint's tensors are put in place of its own."""
     with torch.device("meta"):
-        model = SenseVoice(config)
-    model.encoder.positions = torch.empty(0, config.input_size)
-    return model
+        return SenseVoice(config)
 
 
 def _read_checkpoint(path: Path, model: SenseVoice) -> dict[str, Tensor]:
@@ -189,20 +219,25 @@ def _shape(value: object) -> object:
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
-def _lower(model: SenseVoice, precision: Precision) -> SenseVoice:
-    """Round the weights of the products once; norms and prompts keep fp32."""
+def _lower(model: SenseVoice, precision: TorchPrecision) -> SenseVoice:
+    """In bf16 only the products are rounded; residual sums, norms and positions stay in fp32."""
     if precision == "bf16":
-        for module in model.modules():
-            if isinstance(module, nn.Linear | nn.Conv1d):
-                module.to(torch.bfloat16)
-    elif precision == "int8":
-        from sensevoice_service.int8 import quantize_linears
-
-        quantize_linears(model)
+        model.round_products(torch.bfloat16)
     return model
 
 
-def share_cores(n_workers: int, threads: int) -> None:
-    """Give each inference thread ``threads`` cores, or with 0 an equal share of those there are."""
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(threads or max(1, (n_cores or 1) // n_workers))
+def _prefer_kernels_of_any_shape() -> None:
+    """cuDNN would plan its attention and convolution anew for every length, which few share."""
+    torch.backends.cudnn.enabled = False
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+@contextmanager
+def _out_of_memory_by_name() -> Iterator[None]:
+    """Give back what the device lent to a failed call, and raise ``DeviceOutOfMemory``."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors of that call
+        torch.cuda.empty_cache()
+        raise DeviceOutOfMemory(str(error)) from None

@@ -27,6 +27,13 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load_model(folder)
 
 
+@pytest.fixture(scope="session")
+def demo() -> Model:
+    from tests.models import load_model
+
+    return load_model(DEMO_FOLDER)
+
+
 @pytest.fixture(
     scope="session", params=["small", "demo", *(["full-size"] if FULL_SIZE_FOLDER else [])]
 )
@@ -35,11 +42,10 @@ def model(request: pytest.FixtureRequest) -> Model:
     of the published size."""
     from tests.models import load_model
 
-    if request.param == "small":
-        small: Model = request.getfixturevalue("small_model")
-        return small
-    if request.param == "demo":
-        return load_model(DEMO_FOLDER)
+    if request.param != "full-size":
+        name = "small_model" if request.param == "small" else "demo"
+        found: Model = request.getfixturevalue(name)
+        return found
     assert FULL_SIZE_FOLDER
     return load_model(Path(FULL_SIZE_FOLDER), is_full_size=True)
 

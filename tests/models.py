@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sensevoice_service.engine import Engine, ModelFiles, Precision, load_engine
+from sensevoice_service.engine import Engine, ModelFiles, TorchPrecision, load_engine
 from sensevoice_service.model_store import ModelFolder, open_folder
 from sensevoice_service.tags import Vocabulary
 from sensevoice_service.tokenizer import load_vocabulary
@@ -36,7 +36,7 @@ def load_model(path: Path, *, is_full_size: bool = False) -> Model:
     return Model(folder, vocabulary, engine_of(folder, vocabulary.size), is_full_size)
 
 
-def engine_of(folder: ModelFolder, vocab_size: int, precision: Precision = "fp32") -> Engine:
+def engine_of(folder: ModelFolder, vocab_size: int, precision: TorchPrecision = "fp32") -> Engine:
     return load_engine(files_of(folder), vocab_size, CPU, precision)
 
 

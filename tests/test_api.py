@@ -180,7 +180,7 @@ def test_health_says_loading_with_503_and_then_healthy_with_200(
     assert (last.status_code, last.json()["status"]) == (200, "healthy")
     assert last.json()["model"]["source"] == str(small_model.folder.path)
     assert last.json()["model"]["demo"] is False
-    assert last.json()["precision"] == "fp32"
+    assert last.json()["precision"] == "int8"
 
 
 def test_a_recording_is_answered_with_what_the_engine_hears(
@@ -348,7 +348,7 @@ def test_a_port_that_is_taken_ends_it_with_an_error(
 @pytest.mark.parametrize(
     ("settings", "device_type", "expected"),
     [
-        ({}, "cpu", (32, 1_024, 0.02)),
+        ({}, "cpu", (32, 256, 0.02)),
         ({}, "cuda", (32, 8_192, 0.02)),
         ({"BATCH_SIZE": 4, "BATCH_FRAMES": 700, "BATCH_WAIT_MS": 5}, "cuda", (4, 700, 0.005)),
     ],

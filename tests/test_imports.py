@@ -13,8 +13,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "sensevoice_service"
-# The two places where all parts meet: the application and the command line.
-ENTRANCES = {"api", f"{PACKAGE}.__main__"}
 
 WEB = {"fastapi", "starlette", "uvicorn", "multipart", "python_multipart", "anyio"}
 MODEL = {"torch", "torchaudio", "funasr", "sentencepiece"}
@@ -32,6 +30,12 @@ PATHS = {module_name(path): path for path in (ROOT / PACKAGE).rglob("*.py")} | {
     name: ROOT / f"{name}.py" for name in ("api", "config")
 }
 MODULES = sorted(PATHS)
+# The two places where all parts meet: the application and the command line.
+COMMAND_LINE = {
+    f"{PACKAGE}.__main__",
+    *(name for name in PATHS if name.startswith(f"{PACKAGE}.cli")),
+}
+ENTRANCES = {"api", *COMMAND_LINE}
 
 
 @cache
@@ -77,7 +81,10 @@ def ours(*names: str) -> list[str]:
 
 
 ROUTES = [module for module in MODULES if module.startswith(f"{PACKAGE}.routes")]
-PURE = ours("types", "chunker", "merge", "tags", "formats", "ctc", "batch_policy", "status")
+PURE = ours(
+    *("types", "chunker", "merge", "words", "segments", "subtitles", "tags", "formats", "ctc"),
+    *("batch_policy", "frame_budget", "status"),
+)
 RULES = {
     "the web framework is for the routes": (
         set(MODULES) - set(ROUTES) - ENTRANCES,
@@ -101,8 +108,12 @@ RULES = {
         WEB | MODEL | HUBS | {"config"},
     ),
     "the model knows no requests": (
-        ours("engine", "encoder", "frontend", "int8", "tokenizer"),
-        WEB | HUBS | AUDIO | EVENT_LOOP | {"threading", "config", f"{PACKAGE}.batcher"},
+        ours("loading", "engine", "onnx_engine", "onnx_graph", "encoder", "frontend", "tokenizer"),
+        WEB | AUDIO | EVENT_LOOP | {"config", f"{PACKAGE}.batcher"},
+    ),
+    "an engine is given files": (
+        ours("engine", "onnx_engine", "onnx_graph", "encoder", "frontend", "tokenizer"),
+        HUBS | {f"{PACKAGE}.model_store"},
     ),
     "finding a model takes no inference": (
         ours("model_store", "model_files", "published", "hub", "hub_download"),
@@ -110,8 +121,14 @@ RULES = {
     ),
     "FunASR is for tests and tools": (set(MODULES), {"funasr"}),
     "nobody knows the application but the command line": (
-        set(MODULES) - {f"{PACKAGE}.__main__"},
+        set(MODULES) - COMMAND_LINE,
         {"api"},
+    ),
+    "files, jobs, progress and a service's client know no model": (
+        ours(
+            *(f"cli.{name}" for name in ("files", "bodies", "jobs", "progress", "form", "remote"))
+        ),
+        WEB | MODEL | HUBS | AUDIO | EVENT_LOOP | {"config", "api"},
     ),
 }
 

@@ -1,0 +1,129 @@
+"""From a model folder to a model that infers: on which engine, how precise, with which threads.
+
+On a GPU it is the network in torch, on a CPU the same network in onnxruntime; bf16 on a CPU is
+torch's too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import wave
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from sensevoice_service.engine import (
+    Engine,
+    ModelFiles,
+    Precision,
+    choose_device,
+    choose_precision,
+    load_engine,
+)
+from sensevoice_service.frontend import FeatureBatch, Frontend
+from sensevoice_service.model_store import ModelFolder
+from sensevoice_service.onnx_engine import (
+    OnnxEngine,
+    Threads,
+    choose_int8,
+    require_likeness,
+)
+from sensevoice_service.tags import Vocabulary
+from sensevoice_service.tokenizer import load_vocabulary
+from sensevoice_service.types import Chunk, DecodeOptions, Hypothesis, ModelError
+
+# Speech that ships with the project, to see that an engine hears what the fp32 model hears.
+CHECK_UTTERANCE = Path(__file__).parents[1] / "samples" / "hello.wav"
+
+_log = logging.getLogger(__name__)
+
+
+class AnyEngine(Protocol):
+    """What the service asks of an engine: ``Engine`` and ``OnnxEngine`` are such."""
+
+    frontend: Frontend
+    precision: Precision
+    device: torch.device
+    n_parameters: int
+
+    def __call__(self, chunks: Sequence[Chunk]) -> list[Hypothesis]: ...
+
+    def infer(self, batch: FeatureBatch) -> list[Hypothesis]: ...
+
+    def warm_up(self, shapes: Sequence[tuple[int, float]]) -> None: ...
+
+    def gpu_memory(self) -> dict[str, int] | None: ...
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """As in the settings: 0 workers are one a core on a CPU and one on a GPU, 0 threads a share."""
+
+    device: str = "auto"
+    quantize: str = "auto"
+    n_workers: int = 0
+    intra_op_threads: int = 0
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """``n_workers`` threads may call ``engine`` at once."""
+
+    engine: AnyEngine
+    vocabulary: Vocabulary
+    n_workers: int
+
+
+def open_model(folder: ModelFolder, options: EngineOptions) -> OpenModel:
+    """Load a model, not warm yet. Raises ``ModelError``.
+
+    Sets torch's threads for the whole process, since features are torch's on every engine.
+    """
+    device = choose_device(options.device)
+    precision = choose_precision(options.quantize, device)
+    n_workers, threads = share_cores(options, device)
+    torch.set_num_threads(threads.narrow)
+    vocabulary = load_vocabulary(folder.bpe_model)
+    files = ModelFiles(folder.config_yaml, folder.checkpoint, folder.cmvn)
+    engine: AnyEngine
+    if precision == "int8" or (precision == "fp32" and device.type == "cpu"):
+        plain = load_engine(files, vocabulary.size, device, "fp32")
+        engine = _open_onnx(plain, precision, threads, is_wish=options.quantize == "auto")
+    else:
+        engine = load_engine(files, vocabulary.size, device, precision)
+    return OpenModel(engine, vocabulary, n_workers)
+
+
+def share_cores(options: EngineOptions, device: torch.device) -> tuple[int, Threads]:
+    """Workers, and the threads of each."""
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    n_cores = n_cores or 1
+    n_workers = options.n_workers or (n_cores if device.type == "cpu" else 1)
+    narrow = options.intra_op_threads or max(1, n_cores // n_workers)
+    return n_workers, Threads(narrow=narrow, wide=options.intra_op_threads or n_cores)
+
+
+def _open_onnx(plain: Engine, precision: Precision, threads: Threads, is_wish: bool) -> OnnxEngine:
+    """Where int8 was only a wish and this CPU gets it wrong, fp32."""
+    int8 = choose_int8() if precision == "int8" else None
+    engine = OnnxEngine(plain.model, plain.frontend, int8, threads)
+    try:
+        found = require_likeness(plain.model, engine, check_chunk())
+    except ModelError as error:
+        if int8 is None or not is_wish:
+            raise
+        _log.warning("%s; serving in fp32", error)
+        return OnnxEngine(plain.model, plain.frontend, None, threads)
+    _log.info("%s agrees with fp32: cosine %.4f", precision, found)
+    return engine
+
+
+def check_chunk() -> Chunk:
+    with wave.open(str(CHECK_UTTERANCE)) as reader:
+        samples = np.frombuffer(reader.readframes(reader.getnframes()), "<i2")
+    return Chunk(samples.astype(np.float32) / np.float32(32_768), 0, 0, DecodeOptions())

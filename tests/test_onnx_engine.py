@@ -1,0 +1,149 @@
+"""onnxruntime's engine against torch's, on the demo model."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sensevoice_service.loading import check_chunk
+from sensevoice_service.onnx_engine import (
+    OnnxEngine,
+    Threads,
+    choose_int8,
+    likeness,
+    require_likeness,
+)
+from sensevoice_service.onnx_graph import Int8
+from sensevoice_service.types import Chunk, Hypothesis, ModelError
+from tests.models import Model, chunk_of, noise
+
+SHARED = Threads(narrow=1, wide=2)
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def engine(request: pytest.FixtureRequest, demo: Model) -> OnnxEngine:
+    int8 = Int8() if request.param == "int8" else None
+    return OnnxEngine(demo.engine.model, demo.engine.frontend, int8, SHARED)
+
+
+@pytest.fixture(scope="module")
+def chunks() -> list[Chunk]:
+    spoken = check_chunk().samples
+    return [
+        chunk_of(spoken),
+        chunk_of(spoken[: len(spoken) // 2], use_itn=False),
+        chunk_of(noise(16_000)),
+        chunk_of(spoken[:100], language="zh"),
+    ]
+
+
+def same(a: Hypothesis, b: Hypothesis) -> bool:
+    arrays = ("token_ids", "first_frames", "last_frames")
+    return a.prompt_ids == b.prompt_ids and all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in arrays
+    )
+
+
+def test_it_hears_what_torch_hears(engine: OnnxEngine, demo: Model) -> None:
+    heard = engine([check_chunk()])[0]
+    wanted = demo.engine([check_chunk()])[0]
+    assert heard.token_ids.tolist() == wanted.token_ids.tolist()
+    assert len(heard.token_ids) == 4
+    assert heard.prompt_ids == wanted.prompt_ids
+    assert np.abs(heard.first_frames - wanted.first_frames).max() <= 1
+
+
+def test_fp32_is_torchs_fp32(demo: Model, chunks: list[Chunk]) -> None:
+    engine = OnnxEngine(demo.engine.model, demo.engine.frontend, None, SHARED)
+    assert engine.precision == "fp32"
+    for ours, theirs in zip(engine(chunks), demo.engine(chunks), strict=True):
+        assert same(ours, theirs)
+
+
+def test_a_row_of_a_batch_is_exactly_the_row_alone(engine: OnnxEngine, chunks: list[Chunk]) -> None:
+    together = engine(chunks)
+    alone = [engine([chunk])[0] for chunk in chunks]
+    assert len(together) == len(chunks)
+    assert all(same(a, b) for a, b in zip(together, alone, strict=True))
+    hidden = engine.hidden(engine.frontend(chunks))
+    for chunk, row in zip(chunks, hidden, strict=True):
+        np.testing.assert_array_equal(row, engine.hidden(engine.frontend([chunk]))[0])
+
+
+def test_threads_share_it(engine: OnnxEngine, chunks: list[Chunk]) -> None:
+    wanted = engine(chunks)
+    with ThreadPoolExecutor(4) as pool:
+        for heard in pool.map(engine, [chunks] * 8):
+            assert all(same(a, b) for a, b in zip(heard, wanted, strict=True))
+
+
+def test_a_lone_caller_has_the_wide_session_and_two_have_narrow_ones(demo: Model) -> None:
+    engine = OnnxEngine(demo.engine.model, demo.engine.frontend, None, SHARED)
+    with engine._session() as first, engine._session() as second:
+        assert first is engine._wide
+        assert second is engine._narrow
+    with engine._session() as alone:
+        assert alone is engine._wide
+    assert engine._wide.get_session_options().intra_op_num_threads == 2
+    assert engine._narrow.get_session_options().intra_op_num_threads == 1
+
+
+def test_a_caller_that_failed_is_no_longer_counted(demo: Model) -> None:
+    engine = OnnxEngine(demo.engine.model, demo.engine.frontend, None, SHARED)
+    with pytest.raises(ValueError, match="broken"), engine._session():
+        raise ValueError("broken")
+    with engine._session() as session:
+        assert session is engine._wide
+
+
+def test_audio_longer_than_all_before_gets_its_positions(demo: Model, engine: OnnxEngine) -> None:
+    long = chunk_of(np.tile(check_chunk().samples, 20))
+    heard, wanted = engine([long])[0], demo.engine([long])[0]
+    assert heard.last_frames[-1] > 512
+    agreeing = len(set(heard.token_ids.tolist()) & set(wanted.token_ids.tolist()))
+    assert agreeing >= len(set(wanted.token_ids.tolist())) - 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit"),
+    [
+        ("flags : fpu sse4_2 avx2 avx512f avx512_vnni", 127),
+        ("flags : avx2 avx_vnni", 127),
+        ("flags : avx2 amx_int8", 127),
+        ("flags : sse4_2 avx avx2 fma", 63),
+        ("Features : fp asimd asimddp", 127),
+    ],
+)
+def test_the_range_of_weights_follows_the_cpu(tmp_path: Path, flags: str, limit: int) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(flags + "\n")
+    assert choose_int8(cpuinfo) == Int8(limit)
+
+
+def test_without_cpuinfo_the_range_is_whole(tmp_path: Path) -> None:
+    assert choose_int8(tmp_path / "none") == Int8(127)
+
+
+def test_likeness_is_one_for_the_same_and_none_for_noise() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(50, 64)).astype(np.float32)
+    assert likeness([a[:20], a[20:]], [a[:20], 2 * a[20:]]) == pytest.approx(1.0, abs=1e-6)
+    assert abs(likeness([a], [rng.normal(size=a.shape).astype(np.float32)])) < 0.1
+
+
+@pytest.fixture
+def rough(demo: Model) -> OnnxEngine:
+    """Weights of −1, 0 and 1: what is left of a model whose products overflow."""
+    return OnnxEngine(demo.engine.model, demo.engine.frontend, Int8(limit=1), SHARED)
+
+
+def test_an_engine_that_hears_something_else_is_refused(demo: Model, rough: OnnxEngine) -> None:
+    with pytest.raises(ModelError, match="int8 on this CPU does not agree with fp32"):
+        require_likeness(demo.engine.model, rough, check_chunk())
+
+
+def test_an_engine_that_hears_the_same_is_let_through(demo: Model, engine: OnnxEngine) -> None:
+    assert require_likeness(demo.engine.model, engine, check_chunk()) > 0.98

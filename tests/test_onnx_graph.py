@@ -1,0 +1,87 @@
+"""The graph against the network in torch, on a small model of random weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from sensevoice_service.encoder import EncoderConfig, PaddingMask, SenseVoice
+from sensevoice_service.onnx_engine import open_session
+from sensevoice_service.onnx_graph import Int8, build_graph, quantize_columns
+
+CONFIG = EncoderConfig(
+    vocab_size=60, input_size=56, output_size=32, linear_units=48, num_blocks=3, tp_blocks=2
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> SenseVoice:
+    torch.manual_seed(0)
+    return SenseVoice(CONFIG).eval()
+
+
+def run(
+    network: SenseVoice, int8: Int8 | None, x: NDArray[np.float32]
+) -> list[NDArray[np.float32]]:
+    weights = {name: value.numpy() for name, value in network.state_dict().items()}
+    session = open_session(build_graph(weights, CONFIG, int8), n_threads=1)
+    ids, hidden = session.run(["ids", "hidden"], {"x": x})
+    return [np.asarray(ids), np.asarray(hidden)]
+
+
+@torch.inference_mode()
+def reference(network: SenseVoice, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The encoder without what comes ahead of its first block."""
+    encoder, hidden, mask = network.encoder, torch.from_numpy(x), PaddingMask(None, None)
+    for layer in (*encoder.encoders0, *encoder.encoders):
+        hidden = layer(hidden, mask)
+    hidden = encoder.after_norm(hidden)
+    for layer in encoder.tp_encoders:
+        hidden = layer(hidden, mask)
+    return encoder.tp_norm(hidden).numpy()
+
+
+def inputs(rows: int, n_frames: int) -> NDArray[np.float32]:
+    shape = (rows, n_frames, CONFIG.input_size)
+    return np.random.default_rng(n_frames).normal(0, 3, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("n_frames", [5, 6, 37, 300])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_in_fp32_it_is_the_network(network: SenseVoice, rows: int, n_frames: int) -> None:
+    x = inputs(rows, n_frames)
+    wanted = reference(network, x)
+    ids, hidden = run(network, None, x)
+    np.testing.assert_allclose(hidden, wanted, atol=2e-5)
+    logits = network.ctc(torch.from_numpy(wanted)).detach().numpy()
+    assert ids.shape == (rows, n_frames)
+    assert np.mean(ids == logits.argmax(axis=-1)) > 0.99
+
+
+@pytest.mark.parametrize(("limit", "most"), [(127, 0.05), (63, 0.1)])
+def test_in_int8_it_is_nearly_the_network(network: SenseVoice, limit: int, most: float) -> None:
+    x = inputs(1, 100)
+    wanted = reference(network, x)
+    _, hidden = run(network, Int8(limit), x)
+    error = np.linalg.norm(hidden - wanted) / np.linalg.norm(wanted)
+    assert 1e-4 < error < most
+
+
+def test_each_column_is_rounded_by_its_own_scale() -> None:
+    weight = np.array([[1.0, -2.0, 0.5], [100.0, 0.0, -50.0], [0.0, 0.0, 0.0]], np.float32)
+    columns, scales = quantize_columns(weight, 127)
+    assert columns.dtype == np.int8
+    assert columns.shape == (3, 3)
+    assert columns[:, 0].tolist() == [64, -127, 32]  # 63.5 and 31.75, rounded to even
+    assert columns[:, 1].tolist() == [127, 0, -64]
+    np.testing.assert_allclose(scales, [2 / 127, 100 / 127, 1.0])
+
+
+@pytest.mark.parametrize("limit", [63, 127])
+def test_rounding_is_off_by_half_a_step_at_most(limit: int) -> None:
+    weight = np.random.default_rng(0).normal(size=(40, 30)).astype(np.float32)
+    columns, scales = quantize_columns(weight, limit)
+    assert np.abs(columns).max() == limit
+    assert np.all(np.abs(columns.T * scales[:, None] - weight) <= scales[:, None] * 0.5001)
