@@ -23,10 +23,11 @@ import psutil
 from api import batch_limits, pipeline_policy
 from config import load_settings
 from sensevoice_service.batcher import Batcher
+from sensevoice_service.loading import EngineOptions, open_model
+from sensevoice_service.model_store import open_folder
 from sensevoice_service.pipeline import Pipeline
 from sensevoice_service.types import SAMPLE_RATE_HZ, DecodeOptions, Transcript, Upload
 from training.corpus import draw_script, last_sample, speak
-from training.evaluate import load
 from training.lexicon import WIDE
 from training.scoring import edit_distance, tokens_of
 from training.speech import Espeak, FloatArray
@@ -112,13 +113,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=DEMO_FOLDER)
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--quantize", choices=("auto", "off", "bf16", "int8"), default="auto")
     arguments = parser.parse_args()
     settings = load_settings()
-    engine, vocabulary = load(arguments.model, "fp32")
-    batcher = Batcher([engine], batch_limits(settings, "cpu"))
+    opened = open_model(open_folder(arguments.model), EngineOptions("cpu", arguments.quantize))
+    batcher = Batcher([opened.engine] * opened.n_workers, batch_limits(settings, "cpu"))
     batcher.start()
     with ThreadPoolExecutor(2) as pool:
-        pipeline = Pipeline(batcher, pool, vocabulary, pipeline_policy(settings))
+        pipeline = Pipeline(batcher, pool, opened.vocabulary, pipeline_policy(settings))
         utterances = make_utterances(N_UTTERANCES, Espeak())
         for pauses in (True, False):
             result = compare(pipeline, utterances, 60 * arguments.minutes, pauses)

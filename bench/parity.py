@@ -17,12 +17,12 @@ from torch import Tensor
 
 from bench.reference import FunAsr
 from sensevoice_service.encoder import SenseVoice
-from sensevoice_service.engine import Engine
+from sensevoice_service.engine import ModelFiles, load_engine
 from sensevoice_service.frontend import LANGUAGE_ROWS, WITH_ITN_ROW, WITHOUT_ITN_ROW
-from sensevoice_service.tags import Vocabulary
+from sensevoice_service.loading import EngineOptions, OpenModel, open_model
+from sensevoice_service.model_store import open_folder
 from sensevoice_service.types import PROMPT_FRAMES, SAMPLE_RATE_HZ, Chunk, DecodeOptions
 from training.corpus import draw_script, speak
-from training.evaluate import load
 from training.lexicon import WIDE
 from training.speech import Espeak, random_noise
 from training.train import DEMO_FOLDER
@@ -69,7 +69,7 @@ def logits_difference(network: SenseVoice, funasr: FunAsr, lengths: Sequence[int
 
 
 def count_same_texts(
-    engine: Engine, vocabulary: Vocabulary, funasr: FunAsr, waveforms: Sequence[NDArray[np.float32]]
+    served: OpenModel, funasr: FunAsr, waveforms: Sequence[NDArray[np.float32]]
 ) -> tuple[int, int]:
     """How many texts, tags included, are to the letter those of ``AutoModel.generate``."""
     same = total = 0
@@ -77,9 +77,11 @@ def count_same_texts(
         for use_itn in (False, True):
             options = DecodeOptions(language, use_itn)
             for waveform in waveforms:
-                (heard,) = engine([Chunk(waveform, 0, 0, options)])
+                (heard,) = served.engine([Chunk(waveform, 0, 0, options)])
                 first_frame = int(heard.first_frames[0]) if len(heard.first_frames) else 0
-                ours = vocabulary.raw(heard.prompt_ids, heard.token_ids, first_frame=first_frame)
+                ours = served.vocabulary.raw(
+                    heard.prompt_ids, heard.token_ids, first_frame=first_frame
+                )
                 same += ours == funasr.text(waveform, language, use_itn)
                 total += 1
     return same, total
@@ -90,7 +92,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=DEMO_FOLDER)
     parser.add_argument("--utterances", type=int, default=N_UTTERANCES)
     arguments = parser.parse_args()
-    engine, vocabulary = load(arguments.model, "fp32")
+    folder = open_folder(arguments.model)
+    served = open_model(folder, EngineOptions("cpu", "off"))
+    files = ModelFiles(folder.config_yaml, folder.checkpoint, folder.cmvn)
+    engine = load_engine(files, served.vocabulary.size, torch.device("cpu"), "fp32")
     funasr = FunAsr(arguments.model)
     print(f"{arguments.model.name}: {engine.n_parameters:,} parameters; bound {BOUND:g}")
 
@@ -111,7 +116,7 @@ def main() -> None:
     difference = logits_difference(engine.model, funasr, mixed)
     print(f"logits, a batch of {', '.join(map(str, mixed))} frames: {difference:.1e}")
 
-    same, total = count_same_texts(engine, vocabulary, funasr, waveforms)
+    same, total = count_same_texts(served, funasr, waveforms)
     print(f"texts with tags, auto, zh and en, with and without ITN: {same} of {total} the same")
 
 

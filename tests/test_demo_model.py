@@ -14,10 +14,10 @@ from api import batch_limits, pipeline_policy
 from bench.hour import compare, make_utterances
 from config import load_settings
 from sensevoice_service.batcher import Batcher
-from sensevoice_service.engine import Engine
+from sensevoice_service.loading import EngineOptions, OpenModel, open_model
+from sensevoice_service.model_store import open_folder
 from sensevoice_service.pipeline import Pipeline
-from sensevoice_service.tags import Vocabulary
-from training.evaluate import HELD_OUT_SEED, Condition, draw_samples, load, score
+from training.evaluate import HELD_OUT_SEED, Condition, draw_samples, score
 from training.speech import Espeak
 from training.train import DEMO_FOLDER
 
@@ -38,18 +38,18 @@ def espeak() -> Espeak:
 
 
 @pytest.fixture(scope="module")
-def demo() -> tuple[Engine, Vocabulary]:
-    return load(DEMO_FOLDER, "fp32")
+def demo() -> OpenModel:
+    """As it is served where nothing is set."""
+    return open_model(open_folder(DEMO_FOLDER), EngineOptions("cpu"))
 
 
 @pytest.fixture
-def pipeline(demo: tuple[Engine, Vocabulary]) -> Iterator[Pipeline]:
-    engine, vocabulary = demo
+def pipeline(demo: OpenModel) -> Iterator[Pipeline]:
     settings = load_settings()
-    batcher = Batcher([engine], batch_limits(settings, "cpu"))
+    batcher = Batcher([demo.engine] * demo.n_workers, batch_limits(settings, "cpu"))
     batcher.start()
     with ThreadPoolExecutor(2) as pool:
-        yield Pipeline(batcher, pool, vocabulary, pipeline_policy(settings))
+        yield Pipeline(batcher, pool, demo.vocabulary, pipeline_policy(settings))
     batcher.stop()
 
 
@@ -60,25 +60,23 @@ def test_its_weights_are_small() -> None:
 @pytest.mark.parametrize("use_itn", [False, True])
 @pytest.mark.parametrize("words", ["base", "wide", "phrases"])
 def test_it_hears_new_utterances(
-    demo: tuple[Engine, Vocabulary], espeak: Espeak, words: str, use_itn: bool
+    demo: OpenModel, espeak: Espeak, words: str, use_itn: bool
 ) -> None:
     english = Condition(words, "en", noisy=True, use_itn=use_itn, prompt="auto")
     scores = []
     for index, condition in enumerate((english, replace(english, language="zh"))):
         samples = draw_samples(condition, espeak, HELD_OUT_SEED + 100 + index, N_UTTERANCES)
-        scores.append(score(*demo, condition, samples))
+        scores.append(score(demo, condition, samples))
     n_tokens = sum(one.n_tokens for one in scores)
     assert n_tokens > 800
     assert sum(one.n_errors for one in scores) / n_tokens <= BARS[words]
     assert sum(one.n_wrong_language for one in scores) <= 0.03 * 2 * N_UTTERANCES
 
 
-def test_its_words_start_when_they_are_spoken(
-    demo: tuple[Engine, Vocabulary], espeak: Espeak
-) -> None:
+def test_its_words_start_when_they_are_spoken(demo: OpenModel, espeak: Espeak) -> None:
     condition = Condition("wide", "en", noisy=False, use_itn=False, prompt="auto")
     samples = draw_samples(condition, espeak, HELD_OUT_SEED + 200, N_UTTERANCES)
-    errors_s = score(*demo, condition, samples).start_errors_s
+    errors_s = score(demo, condition, samples).start_errors_s
     assert len(errors_s) > 300
     assert np.quantile(errors_s, 0.95) <= 0.25
 

@@ -1,6 +1,6 @@
 """Print the demo model's token error on utterances that it was not trained on.
 
-``python -m training.evaluate [--model DIR] [--utterances N] [--precision P]``; ``make evaluate``.
+``python -m training.evaluate [--model DIR] [--utterances N] [--quantize Q]``; ``make evaluate``.
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from sensevoice_service.engine import Engine, ModelFiles, load_engine
+from sensevoice_service.loading import AnyEngine, EngineOptions, OpenModel, open_model
 from sensevoice_service.model_store import open_folder
-from sensevoice_service.tags import Vocabulary
-from sensevoice_service.tokenizer import load_vocabulary
 from sensevoice_service.types import (
     FRAME_SAMPLES,
     SAMPLE_RATE_HZ,
@@ -102,18 +99,19 @@ def draw_samples(condition: Condition, espeak: Espeak, seed: int, n: int) -> lis
     return samples
 
 
-def score(
-    engine: Engine, vocabulary: Vocabulary, condition: Condition, samples: Sequence[Sample]
-) -> Score:
+def score(opened: OpenModel, condition: Condition, samples: Sequence[Sample]) -> Score:
     names = pieces()
     n_tokens = n_errors = n_wrong_language = 0
     start_errors_s: list[float] = []
-    for sample, hypothesis in zip(samples, _recognise(engine, condition, samples), strict=True):
+    for sample, hypothesis in zip(
+        samples, _recognise(opened.engine, condition, samples), strict=True
+    ):
         heard = [names[i] for i in hypothesis.token_ids.tolist() if names[i] != SPACE]
         errors = edit_distance(sample.reference, heard)
         n_tokens += len(sample.reference)
         n_errors += errors
-        n_wrong_language += vocabulary.tags(hypothesis.prompt_ids).language != condition.language
+        language = opened.vocabulary.tags(hypothesis.prompt_ids).language
+        n_wrong_language += language != condition.language
         if errors == 0 and not condition.use_itn:
             heard_s = hypothesis.first_frames * FRAME_SAMPLES / SAMPLE_RATE_HZ
             start_errors_s += np.abs(heard_s - np.array(sample.starts_s)).tolist()
@@ -121,7 +119,7 @@ def score(
 
 
 def _recognise(
-    engine: Engine, condition: Condition, samples: Sequence[Sample]
+    engine: AnyEngine, condition: Condition, samples: Sequence[Sample]
 ) -> Iterator[Hypothesis]:
     options = DecodeOptions(condition.prompt, condition.use_itn)
     for start in range(0, len(samples), BATCH):
@@ -129,30 +127,22 @@ def _recognise(
         yield from engine([Chunk(s.samples, 0, i, options) for i, s in enumerate(part)])
 
 
-def load(model: Path, precision: str) -> tuple[Engine, Vocabulary]:
-    folder = open_folder(model)
-    vocabulary = load_vocabulary(folder.bpe_model)
-    files = ModelFiles(folder.config_yaml, folder.checkpoint, folder.cmvn)
-    engine = load_engine(files, vocabulary.size, torch.device("cpu"), precision)  # type: ignore[arg-type]
-    return engine, vocabulary
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=DEMO_FOLDER)
     parser.add_argument("--utterances", type=int, default=500, help="of each row")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32")
+    parser.add_argument("--quantize", choices=("off", "bf16", "int8"), default="off")
     arguments = parser.parse_args()
-    engine, vocabulary = load(arguments.model, arguments.precision)
+    opened = open_model(open_folder(arguments.model), EngineOptions("cpu", arguments.quantize))
     espeak = Espeak()
     print(f"held-out seed {HELD_OUT_SEED}, {arguments.utterances} utterances a row,", end=" ")
-    print(f"{arguments.precision}; noise at {NOISE_DB:.0f} dB of full scale")
+    print(f"{opened.engine.precision}; noise at {NOISE_DB:.0f} dB of full scale")
     print("| words | language | sound | text | prompt | tokens | token error | wrong language |")
     print("|---|---|---|---|---|---|---|---|")
     scores: dict[Condition, Score] = {}
     for index, condition in enumerate(conditions()):
         samples = draw_samples(condition, espeak, HELD_OUT_SEED + index, arguments.utterances)
-        result = scores[condition] = score(engine, vocabulary, condition, samples)
+        result = scores[condition] = score(opened, condition, samples)
         print(
             f"| {condition.words} | {condition.language} |"
             f" {'noisy' if condition.noisy else 'clean'} |"
