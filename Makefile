@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test check demo-model evaluate hour-test parity clean
+.PHONY: run test check demo-model evaluate hour-test parity bench clean
 
 run: $(VENV)/.installed  ## Serve on HOST and PORT (127.0.0.1:8000)
 	$(BIN)/python api.py
@@ -31,6 +31,17 @@ hour-test: $(VENV)/.installed-dev  ## Print the token error of the seams in hour
 
 parity: $(VENV)/.installed-dev  ## Print the largest differences from FunASR
 	$(BIN)/python -m bench.parity
+
+bench: $(VENV)/.installed-bench  ## Compare with peers and print the speed (half an hour)
+	$(BIN)/python -m bench.compare $(BENCH_ARGS)
+	$(BIN)/python -m bench.overhead $(BENCH_ARGS)
+	$(BIN)/python -m bench.scaling $(BENCH_ARGS)
+	$(BIN)/python -m bench.precision
+	$(BIN)/python -m bench.gpu
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev requirements-bench.txt
+	$(PIP) install --quiet -r requirements-bench.txt
+	touch $@
 
 $(VENV)/.installed: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

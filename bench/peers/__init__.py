@@ -1,0 +1,1 @@
+"""Who takes part in ``bench.compare``: ours and its peers, each in a process of its own."""
