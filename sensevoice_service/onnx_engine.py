@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,7 @@ class OnnxEngine:
         self._wide = open_session(graph, threads.wide)
         same = threads.narrow == threads.wide
         self._narrow = self._wide if same else open_session(graph, threads.narrow)
+        self._n_shares = max(1, threads.wide // threads.narrow)
         self._lock = threading.Lock()
         self._n_callers = 0
 
@@ -92,12 +94,16 @@ class OnnxEngine:
         return [self._narrow.run(["hidden"], {"x": x})[0][0] for x in rows]
 
     def warm_up(self, shapes: Sequence[tuple[int, float]]) -> None:
-        """Run the longest of the (rows, seconds) through both sessions, as their memory grows."""
+        """Run the longest of the (rows, seconds) as a lone caller and as many at once.
+
+        What the sessions then hold in memory is what they hold ever after.
+        """
         n_samples = round(max(duration_s for _, duration_s in shapes) * SAMPLE_RATE_HZ)
         noise = np.random.default_rng(0).normal(0, 0.01, n_samples).astype(np.float32)
         batch = self.frontend([Chunk(noise, 0, 0, DecodeOptions())])
         self.infer(batch)
-        self.hidden(batch)
+        with ThreadPoolExecutor(self._n_shares) as callers:
+            list(callers.map(self.hidden, [batch] * self._n_shares))
 
     def gpu_memory(self) -> dict[str, int] | None:
         return None
