@@ -22,6 +22,7 @@ COPY --from=build /opt/venv /opt/venv
 WORKDIR /app
 COPY config.py api.py ./
 COPY sensevoice_service ./sensevoice_service
+COPY samples ./samples
 
 # MODEL is a hub id and not "auto": where the model cannot be had the container ends with exit code 3
 # instead of serving the demo model.

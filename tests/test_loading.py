@@ -5,12 +5,19 @@ from __future__ import annotations
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
 from sensevoice_service import loading
-from sensevoice_service.loading import EngineOptions, check_chunk, open_model, share_cores
+from sensevoice_service.loading import (
+    CHECK_UTTERANCE,
+    EngineOptions,
+    check_chunk,
+    open_model,
+    share_cores,
+)
 from sensevoice_service.onnx_engine import Threads
 from sensevoice_service.onnx_graph import Int8
 from sensevoice_service.types import ModelError
@@ -56,6 +63,14 @@ def test_where_the_cpu_gets_int8_wrong_int8_is_refused(
     monkeypatch.setattr(loading, "choose_int8", lambda: Int8(limit=1))
     with pytest.raises(ModelError, match="set QUANTIZE=off"):
         open_model(demo.folder, EngineOptions("cpu", "int8"))
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", ".dockerignore"])
+def test_an_image_has_the_utterance_that_engines_are_checked_with(name: str) -> None:
+    root = Path(__file__).parents[1]
+    folder = CHECK_UTTERANCE.relative_to(root).parts[0]
+    lines = (root / name).read_text().splitlines()
+    assert {"Dockerfile": f"COPY {folder} ./{folder}", ".dockerignore": f"!{folder}"}[name] in lines
 
 
 @pytest.mark.parametrize(
