@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,10 +19,12 @@ from sensevoice_service.chunker import ChunkPolicy, cut
 from sensevoice_service.merge import merge
 from sensevoice_service.tags import Vocabulary
 from sensevoice_service.types import (
+    Block,
     Chunk,
     ChunkResult,
     DecodeOptions,
     Hypothesis,
+    Progress,
     Transcript,
     Upload,
 )
@@ -62,21 +64,38 @@ class Queue(Protocol):
     def submit(self, chunk: Chunk) -> Future[Completion]: ...
 
 
+class Decode(Protocol):
+    """As ``audio.decode``: blocks of a file, each step of which may be taken in another thread."""
+
+    def __call__(self, upload: Upload, limits: AudioLimits, /) -> Generator[Block, None, None]: ...
+
+
 class Pipeline:
     """Decodes in ``pool``, recognises through ``queue``; shared by all requests."""
 
     def __init__(
-        self, queue: Queue, pool: Executor, vocabulary: Vocabulary, policy: PipelinePolicy
+        self,
+        queue: Queue,
+        pool: Executor,
+        vocabulary: Vocabulary,
+        policy: PipelinePolicy,
+        decode: Decode = decode,
     ) -> None:
+        self._decode = decode
         self._queue = queue
         self._pool = pool
         self._vocabulary = vocabulary
         self._policy = policy
 
-    async def transcribe(self, upload: Upload, options: DecodeOptions) -> PipelineResult:
+    async def transcribe(
+        self,
+        upload: Upload,
+        options: DecodeOptions,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> PipelineResult:
         """Raises ``ServiceError``; when cancelled, ends once nothing reads the file any more."""
         policy = self._policy
-        blocks = decode(upload, policy.audio)
+        blocks = self._decode(upload, policy.audio)
         is_large = upload.size_bytes > policy.large_file_bytes
         source = _ChunkSource(cut(blocks, options, policy.chunks, is_large=is_large), self._pool)
         running: deque[_Recognition] = deque()

@@ -11,7 +11,7 @@ from typing import Any
 from sensevoice_service.batcher import Batcher, BatchStats
 from sensevoice_service.pipeline import Pipeline, PipelineResult
 from sensevoice_service.status import ModelInfo, Status
-from sensevoice_service.types import DecodeOptions, ModelError, NotReady, Upload
+from sensevoice_service.types import DecodeOptions, ModelError, NotReady, Progress, Upload
 
 _log = logging.getLogger(__name__)
 
@@ -64,10 +64,15 @@ class Service:
     def model(self) -> ModelInfo | None:
         return self._loaded.info if self._loaded else None
 
-    async def transcribe(self, upload: Upload, options: DecodeOptions) -> PipelineResult:
+    async def transcribe(
+        self,
+        upload: Upload,
+        options: DecodeOptions,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> PipelineResult:
         if self._loaded is None:
             raise NotReady("the model is not loaded")
-        return await self._loaded.pipeline.transcribe(upload, options)
+        return await self._loaded.pipeline.transcribe(upload, options, on_progress)
 
     def batch_stats(self) -> BatchStats:
         return self._loaded.batcher.stats() if self._loaded else BatchStats()

@@ -42,10 +42,21 @@ class Block:
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """What a request asks of the recogniser: one of ``LANGUAGES``, and whether to write digits."""
+    """What a request asks of the recogniser: one of ``LANGUAGES``, and whether to write digits.
+
+    ``among`` limits ``auto`` to some of the languages, none of them meaning all. ``hotwords`` are
+    words and phrases that the client expects, to be preferred where the sound allows them.
+    """
 
     language: str = "auto"
     use_itn: bool = True
+    among: tuple[str, ...] = ()
+    hotwords: tuple[str, ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the arg-max of each frame is all that is asked for."""
+        return not (self.among or self.hotwords)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +159,18 @@ class Transcript:
     segments: tuple[Segment, ...]
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a file is: ``fraction`` (0…1, never falling) of its audio has been recognised.
+
+    ``text`` is what the transcript gained since the last one: put together, up to the end, the
+    texts are the text of the transcript.
+    """
+
+    fraction: float
+    text: str
+
+
 class ModelError(Exception):
     """The model cannot be used: ends the start with exit code 3, its message says what to do."""
 
@@ -221,3 +244,27 @@ class NotReady(ServiceError):
 
 class InferenceFailed(ServiceError):
     status, code = 500, "inference_failed"
+
+
+class Unauthorized(ServiceError):
+    """No API key, or one that is not known."""
+
+    status, code = 401, "unauthorized"
+
+
+class RateLimited(ServiceError):
+    """A client's own quota is used up; others are served."""
+
+    status, code = 429, "rate_limited"
+
+
+class TimedOut(ServiceError):
+    """The request, or the decoding of its file, took longer than it may."""
+
+    status, code = 504, "timed_out"
+
+
+class StorageFull(ServiceError):
+    """There is no room for the upload."""
+
+    status, code = 507, "storage_full"

@@ -24,10 +24,11 @@ from sensevoice_service.memory import MemoryReading
 from sensevoice_service.metrics import Metrics, Sources
 from sensevoice_service.pipeline import PipelineResult, Timings
 from sensevoice_service.routes.app import build_app
-from sensevoice_service.routes.services import Services
+from sensevoice_service.routes.services import OnProgress, Services
 from sensevoice_service.status import ModelInfo, Status
 from sensevoice_service.types import (
     DecodeOptions,
+    Progress,
     Segment,
     ServiceError,
     Transcript,
@@ -53,7 +54,9 @@ class FakePipeline:
     has_started: threading.Event = field(default_factory=threading.Event)
     was_cancelled: threading.Event = field(default_factory=threading.Event)
 
-    async def transcribe(self, upload: Upload, options: DecodeOptions) -> PipelineResult:
+    async def transcribe(
+        self, upload: Upload, options: DecodeOptions, on_progress: OnProgress | None = None
+    ) -> PipelineResult:
         self.calls.append((upload.name, options))
         heard = upload.file.read(16)
         self.has_started.set()
@@ -65,6 +68,10 @@ class FakePipeline:
             raise UnsupportedAudio("not audio", param="files")
         if heard in self.errors:
             raise self.errors[heard]
+        if on_progress is not None:
+            text = heard.decode("latin-1")
+            on_progress(Progress(0.5, text[:3]))
+            on_progress(Progress(1.0, text[3:]))
         timings = Timings(decode_s=0.1, queue_s=0.2, infer_s=0.3)
         return PipelineResult(transcript(heard.decode("latin-1"), options.language), timings)
 

@@ -10,17 +10,24 @@ from sensevoice_service.admission import Admission
 from sensevoice_service.memory import MemoryReading
 from sensevoice_service.metrics import Metrics
 from sensevoice_service.status import ModelInfo, ServiceState
-from sensevoice_service.types import DecodeOptions, NotReady, Upload
+from sensevoice_service.types import DecodeOptions, NotReady, Progress, Upload
 
 if TYPE_CHECKING:
     from sensevoice_service.pipeline import PipelineResult
+
+OnProgress = Callable[[Progress], None]
 
 _RETRY_WHILE_LOADING_S = 5
 
 
 class Pipeline(Protocol):
-    async def transcribe(self, upload: Upload, options: DecodeOptions) -> PipelineResult:
-        """Raises ``ServiceError``. When cancelled, it ends once it has let go of the file."""
+    async def transcribe(
+        self, upload: Upload, options: DecodeOptions, on_progress: OnProgress | None = None
+    ) -> PipelineResult:
+        """Raises ``ServiceError``. When cancelled, it ends once it has let go of the file.
+
+        ``on_progress`` is called on the event loop.
+        """
         ...
 
 
