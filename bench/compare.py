@@ -19,7 +19,6 @@ A row whose peer is not there, or fails, says so, and the others are measured.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -33,11 +32,11 @@ from typing import Any, NoReturn
 
 from bench.peers.audio import write_wavs
 from bench.peers.funasr_model import link_folder
-from bench.peers.machine import describe_machine, n_cores, package_versions, package_versions_of
-from bench.peers.machine import revision as project_revision
+from bench.peers.machine import n_cores, revision, versions_of
 from bench.peers.participants import PARTICIPANTS, Participant, Setup, start
 from bench.peers.process import ROOT, PeerError
 from bench.peers.report import Load, Measured, Outcome, Row, as_json, table
+from bench.report import Report, read_versions
 
 LOADS = (
     Load("clips", n_files=16, duration_s=10, at_once=8),
@@ -202,15 +201,13 @@ def set_up(model: Path, threads: int, cache: Path, xinference: Path | None) -> I
                 process.stop()
 
 
-def document(
-    outcomes: Sequence[Outcome], measured: Mapping[Key, Measured], settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """All that ``--json`` writes."""
-    versions: dict[str, Any] = {"project": project_revision(), "packages": package_versions()}
+def make_report(settings: Mapping[str, Any]) -> Report:
+    """With the peers' packages, and the commit, among the versions."""
+    versions = {"project": revision(), **read_versions()}
     if settings["xinference"] is not None:
-        versions["xinference"] = package_versions_of(Path(settings["xinference"]))
-    facts = {"machine": describe_machine(), "versions": versions, "settings": dict(settings)}
-    return facts | as_json(outcomes, measured)
+        of_peer = versions_of(Path(settings["xinference"]))
+        versions |= {f"xinference's {name}": version for name, version in of_peer.items()}
+    return Report("speed beside peers", settings, versions=versions)
 
 
 def _say(what: str) -> None:
@@ -252,16 +249,16 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, _end)
     loads = scaled(LOADS, arguments.scale)
+    settings = {key: value for key, value in vars(arguments).items() if key != "rows"}
+    settings["loads"] = [asdict(load) for load in loads]
+    report = make_report(settings)
+    print(report.header())
     with set_up(arguments.model, arguments.threads, arguments.cache, arguments.xinference) as setup:
         comparison = Comparison(setup, arguments.rows, loads, start)
         outcomes = comparison.measure(arguments.rounds)
     print(table(outcomes))
     if arguments.json:
-        settings = {key: value for key, value in vars(arguments).items() if key != "rows"}
-        settings["loads"] = [asdict(load) for load in loads]
-        facts = document(outcomes, comparison.measured, settings)
-        text = json.dumps(facts, indent=2, ensure_ascii=False, default=str)
-        arguments.json.write_text(text + "\n", "utf-8")
+        report.write(arguments.json, as_json(outcomes, comparison.measured), goals=())
 
 
 if __name__ == "__main__":

@@ -21,7 +21,10 @@ from sensevoice_service import __version__
 from sensevoice_service.memory import read_memory
 
 DEMO_FOLDER = Path(__file__).resolve().parents[1] / "sensevoice_service" / "demo_model"
-PACKAGES = ("torch", "onnxruntime", "numpy", "av", "fastapi", "starlette", "uvicorn")
+PACKAGES = (
+    *("torch", "onnxruntime", "numpy", "av", "fastapi", "starlette", "uvicorn"),
+    *("funasr", "sherpa-onnx", "httpx"),
+)
 # What decides how fast low precisions are on a CPU.
 CPU_FEATURES = (
     *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16"),

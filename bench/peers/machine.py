@@ -1,41 +1,17 @@
-"""What the figures were taken on: the machine, the packages, the project's own state."""
+"""What the comparison runs on beside the machine: cores, a peer's packages, the commit."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import psutil
 
 from bench.peers.process import ROOT
 
-PACKAGES = (
-    "torch",
-    "torchaudio",
-    "numpy",
-    "funasr",
-    "onnxruntime",
-    "onnx",
-    "sherpa-onnx",
-    "fastapi",
-    "starlette",
-    "uvicorn",
-    "av",
-    "soundfile",
-    "httpx",
-)
 XINFERENCE_PACKAGES = ("xinference", "xoscar", "torch", "funasr", "fastapi", "uvicorn")
-# What decides how fast int8 and bf16 are.
-CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
-# Runs in another interpreter, so it prints what ``package_versions`` returns in this one.
 _VERSIONS_CODE = """
 import importlib.metadata, json, sys
 found = {}
@@ -55,31 +31,8 @@ def n_cores() -> int:
     return os.cpu_count() or 1
 
 
-def describe_machine() -> dict[str, Any]:
-    model, flags = _cpu()
-    return {
-        "cpu": model,
-        "cpu_flags": [flag for flag in CPU_FLAGS if flag in flags],
-        "cores": n_cores(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "system": platform.platform(),
-        "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
-    }
-
-
-def package_versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Of those that are installed, and of Python."""
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def package_versions_of(python: Path) -> dict[str, str]:
-    """The same of another interpreter's Xinference; empty where it does not run."""
+def versions_of(python: Path) -> dict[str, str]:
+    """Xinference and what it runs on, in another interpreter; empty where that does not run."""
     command = [str(python), "-c", _VERSIONS_CODE, *XINFERENCE_PACKAGES]
     found: dict[str, str] = json.loads(_output(command) or "{}")
     return found
@@ -96,13 +49,3 @@ def _output(command: Sequence[str]) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _cpu() -> tuple[str, set[str]]:
-    fields: dict[str, str] = {}
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            name, _, value = line.partition(":")
-            fields.setdefault(name.strip(), value.strip())
-    model = fields.get("model name") or platform.processor() or platform.machine()
-    return model, set(fields.get("flags", "").split())
