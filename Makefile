@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test check demo-model evaluate hour-test parity bench clean
+.PHONY: run test check demo-model evaluate hour-test openapi parity bench clean
 
 run: $(VENV)/.installed  ## Serve on HOST and PORT (127.0.0.1:8000)
 	$(BIN)/python api.py
@@ -20,7 +20,7 @@ check: $(VENV)/.installed-dev  ## Lint and type check alone
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-demo-model: $(VENV)/.installed-dev  ## Train the bundled model anew (espeak-ng; about half an hour)
+demo-model: $(VENV)/.installed-dev  ## Train the bundled model anew (espeak-ng; an hour and a half)
 	$(BIN)/python -m training.train
 
 evaluate: $(VENV)/.installed-dev  ## Print the demo model's error on speech it has not heard
@@ -28,6 +28,9 @@ evaluate: $(VENV)/.installed-dev  ## Print the demo model's error on speech it h
 
 hour-test: $(VENV)/.installed-dev  ## Print the token error of the seams in hour-long files
 	$(BIN)/python -m bench.hour
+
+openapi: $(VENV)/.installed-dev  ## Write openapi.json anew from the routes
+	$(BIN)/python -m tests.openapi_file
 
 parity: $(VENV)/.installed-dev  ## Print the largest differences from FunASR
 	$(BIN)/python -m bench.parity

@@ -86,7 +86,7 @@ def hear(model: Path, quantize: str, drawn: Drawn) -> tuple[str, dict[Condition,
 
 
 def name_of(condition: Condition) -> str:
-    return f"{condition.words} {condition.language} {'noisy' if condition.noisy else 'clean'}"
+    return f"{condition.words} {condition.language} {condition.sound}"
 
 
 def rows_of(

@@ -221,8 +221,8 @@ def test_the_overhead_is_judged_by_the_median_round_and_the_slowest_start() -> N
 
 
 def test_a_precision_is_compared_condition_by_condition_and_over_all() -> None:
-    quiet = Condition("base", "en", noisy=False, use_itn=False, prompt="auto")
-    noisy = Condition("base", "en", noisy=True, use_itn=False, prompt="auto")
+    quiet = Condition("base", "en", sound="clean", use_itn=False, prompt="auto")
+    noisy = Condition("base", "en", sound="noisy", use_itn=False, prompt="auto")
     reference = {quiet: score_of(1_000, 10), noisy: score_of(3_000, 90)}
     scores = {quiet: score_of(1_000, 9), noisy: score_of(3_000, 97)}
     rows = precision.rows_of("int8", "int8", scores, reference)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,15 +25,25 @@ SEPARATORS = {"en": (" ", " ", " ", " ", ", "), "zh": ("", "", "", " ", ", ")}
 class Utterance:
     """Speech as fbank frames, with its words and where each starts.
 
-    ``frames`` is float16 ``(n_frames, 80)``, 10 ms apart; ``starts`` is ``(n_words,)`` and
-    ``end`` the end of the last word, both in such frames. Without words it is only noise.
+    ``frames`` is float16 ``(n_frames, 80)``, 10 ms apart; ``starts`` is ``(n_words,)``, ``begin``
+    and ``end`` are where the first sound is and the last, in such frames. Without words it is only
+    noise.
     """
 
     words: tuple[str, ...]
     language: Language
     frames: NDArray[np.float16]
     starts: NDArray[np.int64]
+    begin: int
     end: int
+
+
+@dataclass(frozen=True)
+class Joining:
+    """Shares of the takes that have several utterances, and of those without their silences."""
+
+    joined: float
+    trimmed: float
 
 
 @dataclass(frozen=True)
@@ -93,12 +103,19 @@ def synthesize(seed: int, n_utterances: int) -> list[Utterance]:
     for _ in range(n_utterances):
         script = draw_training_script(rng)
         samples, starts = speak(rng, espeak, script)
-        end = last_sample(samples)
+        begin, end = len(samples) - last_sample(samples[::-1]), last_sample(samples)
         dirty = soil(rng, samples)
         frames = frontend.fbank([dirty]).numpy().astype(np.float16)
         shift = FBANK_SHIFT_SAMPLES
         utterances.append(
-            Utterance(script.words, script.language, frames, starts // shift, end // shift)
+            Utterance(
+                script.words,
+                script.language,
+                frames,
+                starts // shift,
+                begin // shift,
+                end // shift,
+            )
         )
     return utterances
 
@@ -118,7 +135,7 @@ def make_noises(seed: int, n_noises: int) -> list[Utterance]:
             hum = np.sin(np.arange(n_samples) * 2 * np.pi * rng.uniform(40, 3_000) / 16_000)
             samples = samples + (hum * 10 ** (rng.uniform(-60, -10) / 20)).astype(np.float32)
         frames = frontend.fbank([np.clip(samples, -1, 1)]).numpy().astype(np.float16)
-        noises.append(Utterance((), "en", frames, np.zeros(0, np.int64), 0))
+        noises.append(Utterance((), "en", frames, np.zeros(0, np.int64), 0, 0))
     return noises
 
 
@@ -153,7 +170,10 @@ def write_cmvn(cmvn: Cmvn) -> str:
 
 
 def takes(
-    rng: np.random.Generator, corpus: Sequence[Utterance], noises: Sequence[Utterance]
+    rng: np.random.Generator,
+    corpus: Sequence[Utterance],
+    noises: Sequence[Utterance],
+    joining: Joining,
 ) -> Iterator[list[Utterance]]:
     """One pass over the corpus in random order, as takes: one utterance, or several and pauses.
 
@@ -168,8 +188,9 @@ def takes(
     for index in rng.permutation(len(corpus)).tolist():
         if rng.random() < (0.3 if wanted == 0 else 0.6):
             take.append(pause())
-        take.append(corpus[index])
-        wanted = wanted - 1 if wanted else _draw_joined(rng)
+        utterance = corpus[index]
+        take.append(trim(utterance) if rng.random() < joining.trimmed else utterance)
+        wanted = wanted - 1 if wanted else _draw_joined(rng, joining)
         n_frames = sum(len(utterance.frames) for utterance in take)
         if wanted == 0 or n_frames > MAX_TAKE_FRAMES:
             yield take
@@ -178,6 +199,18 @@ def takes(
             yield [pause() for _ in range(int(rng.integers(1, 5)))]
 
 
-def _draw_joined(rng: np.random.Generator) -> int:
+def _draw_joined(rng: np.random.Generator, joining: Joining) -> int:
     """How many more utterances follow the first of a take."""
-    return 0 if rng.random() < 0.85 else int(rng.integers(1, 9))
+    return 0 if rng.random() >= joining.joined else int(rng.integers(1, 9))
+
+
+def trim(utterance: Utterance) -> Utterance:
+    """Without the silence at either end, as where a long file is cut or speakers take turns."""
+    begin = utterance.begin
+    return replace(
+        utterance,
+        frames=utterance.frames[begin : utterance.end + 1],
+        starts=np.maximum(utterance.starts - begin, 0),
+        begin=0,
+        end=utterance.end - begin,
+    )

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -29,7 +30,10 @@ from training.train import DEMO_FOLDER
 
 HELD_OUT_SEED = 7_000_000  # training draws from seeds near 20,260
 BATCH = 64
-NOISE_DB = -35.0
+Sound = Literal["clean", "noisy", "harsh"]
+# dB of full scale. Speech is quietest at -12 dB, so that harsh noise is near to it.
+SOUNDS: tuple[Sound, ...] = ("clean", "noisy", "harsh")
+NOISE_DB: dict[Sound, tuple[float, float]] = {"noisy": (-60.0, -35.0), "harsh": (-35.0, -35.0)}
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Condition:
 
     words: str  # base, wide or phrases
     language: Language
-    noisy: bool
+    sound: Sound
     use_itn: bool
     prompt: str
 
@@ -68,14 +72,14 @@ class Score:
 def conditions() -> Iterator[Condition]:
     for words in ("base", "wide", "phrases"):
         for language in ("en", "zh"):
-            for noisy in (False, True):
-                yield Condition(words, language, noisy, use_itn=False, prompt="auto")
-            yield Condition(words, language, True, use_itn=True, prompt="auto")
-            yield Condition(words, language, True, use_itn=False, prompt=language)
+            for sound in SOUNDS:
+                yield Condition(words, language, sound, use_itn=False, prompt="auto")
+            yield Condition(words, language, "noisy", use_itn=True, prompt="auto")
+            yield Condition(words, language, "noisy", use_itn=False, prompt=language)
 
 
 def draw_samples(condition: Condition, espeak: Espeak, seed: int, n: int) -> list[Sample]:
-    """Levels from −12 to +3 dB with clipping; noise, if any, at −35 dB of full scale."""
+    """Levels from −12 to +3 dB with clipping; noise, if any, as ``NOISE_DB`` has it."""
     rng = np.random.default_rng(seed)
     samples = []
     for _ in range(n):
@@ -86,8 +90,9 @@ def draw_samples(condition: Condition, espeak: Espeak, seed: int, n: int) -> lis
             script = draw_script(rng, lexicon, condition.language)
         clean, starts = speak(rng, espeak, script)
         sound = clean * 10 ** (rng.uniform(-12, 3) / 20)
-        if condition.noisy:
-            sound = sound + random_noise(rng, len(sound), NOISE_DB)
+        if condition.sound in NOISE_DB:
+            level_db = rng.uniform(*NOISE_DB[condition.sound])
+            sound = sound + random_noise(rng, len(sound), level_db)
         spelled = spell(script.words, condition.language, use_itn=condition.use_itn)
         samples.append(
             Sample(
@@ -136,7 +141,7 @@ def main() -> None:
     opened = open_model(open_folder(arguments.model), EngineOptions("cpu", arguments.quantize))
     espeak = Espeak()
     print(f"held-out seed {HELD_OUT_SEED}, {arguments.utterances} utterances a row,", end=" ")
-    print(f"{opened.engine.precision}; noise at {NOISE_DB:.0f} dB of full scale")
+    print(f"{opened.engine.precision}; noise, dB of full scale: {NOISE_DB}")
     print("| words | language | sound | text | prompt | tokens | token error | wrong language |")
     print("|---|---|---|---|---|---|---|---|")
     scores: dict[Condition, Score] = {}
@@ -145,7 +150,7 @@ def main() -> None:
         result = scores[condition] = score(opened, condition, samples)
         print(
             f"| {condition.words} | {condition.language} |"
-            f" {'noisy' if condition.noisy else 'clean'} |"
+            f" {condition.sound} |"
             f" {'digits' if condition.use_itn else 'words'} | {condition.prompt} |"
             f" {result.n_tokens} | {result.token_error:.2%} |"
             f" {result.n_wrong_language} of {result.n_utterances} |",
@@ -156,13 +161,19 @@ def main() -> None:
 
 def summarise(scores: dict[Condition, Score]) -> None:
     for words in ("base", "wide", "phrases"):
-        of_words = [score for condition, score in scores.items() if condition.words == words]
-        errors, tokens = sum(s.n_errors for s in of_words), sum(s.n_tokens for s in of_words)
-        print(f"{words}: {errors} of {tokens} tokens wrong, {errors / tokens:.2%}")
+        of_words = {c: score for c, score in scores.items() if c.words == words}
+        plain = [score for condition, score in of_words.items() if condition.sound != "harsh"]
+        harsh = [score for condition, score in of_words.items() if condition.sound == "harsh"]
+        print(f"{words}: {pooled(plain)}; under harsh noise {pooled(harsh)}")
     starts_s = np.array([e for score in scores.values() for e in score.start_errors_s])
     if len(starts_s):
         median_ms, p95_ms = 1_000 * np.quantile(starts_s, (0.5, 0.95))
         print(f"word starts: median {median_ms:.0f} ms off, 95th percentile {p95_ms:.0f} ms")
+
+
+def pooled(scores: Sequence[Score]) -> str:
+    errors, tokens = sum(s.n_errors for s in scores), sum(s.n_tokens for s in scores)
+    return f"{errors} of {tokens} tokens wrong, {errors / tokens:.2%}"
 
 
 if __name__ == "__main__":

@@ -29,12 +29,12 @@ WIDE_ENGLISH = (
         " school hospital station airport office kitchen hotel bank street city park restaurant"
         " what where when is my your we car bus train water coffee tea bread apple cat dog book"
         " phone message help big small hot cold green blue black white new old happy friend family"
-        " and not go come want like eat drink"
+        " and not go come drink"
     ).split()
 )
-# No two share a toned syllable, and none differs from another by -n against -ng alone.
+# No two share a toned syllable, and espeak-ng says none nearly like another (是 and 十, 饭 and 放).
 WIDE_CHINESE = CHINESE + list(
-    "年周点分半刻晚中秒我他是不去来在大小多少人水茶饭吃喝看听说写买车站路学国北海南东西左右"
+    "年周点分半刻晚中秒我他不去来在大小多少人水茶吃喝看听说写买车站路学国北海南东西左右"
     "前后下里外雨热冷红绿白黑猫狗书高新快慢爱见对老城楼生火飞机手"
 )
 

@@ -1,8 +1,8 @@
 """Train the demo model: ``python -m training.train [--out DIR]``, or ``make demo-model``.
 
 The loss is upstream's (CTC over the audio positions, cross-entropy over the four prompt positions)
-plus a cross-entropy that ties each token to the frames in which its word is spoken, so that the
-demo's CTC alignment tells true times. Every choice is drawn from fixed seeds.
+plus a cross-entropy that ties each token to frames of its word, so that the demo's CTC alignment
+tells true times. Every choice is drawn from fixed seeds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from sensevoice_service.encoder import EncoderConfig, SenseVoice
 from sensevoice_service.frontend import Cmvn, read_cmvn, stack_lfr
 from sensevoice_service.types import LFR_SHIFT_FRAMES, PROMPT_FRAMES
 from training.corpus import (
+    Joining,
     Utterance,
     compute_cmvn,
     make_corpus,
@@ -45,6 +47,7 @@ LANGUAGE_PROMPTS = {"auto": 0, "zh": 3, "en": 4}
 # The demo knows no Cantonese, Japanese or Korean: their prompts are taught to mean "auto".
 FOREIGN_PROMPTS = (7, 11, 12, 13)
 ITN_ROWS = {True: 14, False: 15}
+FrameTargets = Literal["word", "onset"]
 
 
 @dataclass(frozen=True)
@@ -56,19 +59,24 @@ class Stage:
     epochs: int
     peak_learning_rate: float
     frame_loss_weight: float
+    frame_targets: FrameTargets
+    joining: Joining
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything the result depends on, besides the machine's arithmetic.
 
-    The first stage ties tokens to their frames. That leaves frames where words meet undecided, and
-    the arg-max there stutters or joins a word said twice; so the second stage is CTC alone.
+    The first stage ties tokens to all frames of their words, which is quick to learn. It leaves
+    frames where words meet undecided, and the arg-max there stutters or joins a word said twice; so
+    the second leans on CTC and asks for a token in the one frame where its word begins. The third
+    is about speech without pauses, where the sounds of a word's ends are cut.
     """
 
     stages: tuple[Stage, ...] = (
-        Stage(20_260, 40_000, 6, peak_learning_rate=2e-3, frame_loss_weight=0.3),
-        Stage(120_260, 30_000, 2, peak_learning_rate=1e-3, frame_loss_weight=0.0),
+        Stage(20_260, 40_000, 6, 2e-3, 0.3, "word", Joining(joined=0.15, trimmed=0.0)),
+        Stage(120_260, 50_000, 5, 1e-3, 0.1, "onset", Joining(joined=0.25, trimmed=0.4)),
+        Stage(220_260, 18_000, 2, 4e-4, 0.1, "onset", Joining(joined=0.5, trimmed=0.75)),
     )
     n_noises: int = 1_500
     batch_frames: int = 2_400
@@ -95,9 +103,10 @@ class Example:
 class ExampleMaker:
     """Turns takes into examples: prompts drawn, masks laid, targets spelled."""
 
-    def __init__(self, cmvn: Cmvn, rng: np.random.Generator) -> None:
+    def __init__(self, cmvn: Cmvn, rng: np.random.Generator, frame_targets: FrameTargets) -> None:
         self._cmvn = cmvn
         self._rng = rng
+        self._lay = lay_words if frame_targets == "word" else lay_onsets
         self._ids = {piece: index for index, piece in enumerate(pieces())}
 
     def __call__(self, take: Sequence[Utterance]) -> Example:
@@ -127,7 +136,7 @@ class ExampleMaker:
             for word, start, end in zip(spelled, bounds, bounds[1:], strict=False):
                 ids = [self._ids[piece] for piece in word]
                 tokens += ids
-                lay_tokens(targets, ids, (offset + start) / 6, (offset + end) / 6)
+                self._lay(targets, ids, (offset + start) / 6, (offset + end) / 6)
             offset += len(utterance.frames)
         return tokens, targets
 
@@ -173,7 +182,7 @@ class ExampleMaker:
         return language, emotion, event, textnorm
 
 
-def lay_tokens(targets: NDArray[np.int64], ids: Sequence[int], start: float, end: float) -> None:
+def lay_words(targets: NDArray[np.int64], ids: Sequence[int], start: float, end: float) -> None:
     """Write a word's tokens over its frames, in equal parts; the frame at a joint is left open.
 
     Like tokens that meet keep a blank between them, or CTC would join them.
@@ -190,6 +199,20 @@ def lay_tokens(targets: NDArray[np.int64], ids: Sequence[int], start: float, end
         targets[first : last + 1] = token
         if high - math.floor(high) > 0.2 and last + 1 < len(targets):
             targets[last + 1] = IGNORE
+
+
+def lay_onsets(targets: NDArray[np.int64], ids: Sequence[int], start: float, end: float) -> None:
+    """Write a word's tokens where each begins, its word in equal parts; the frames beside are open.
+
+    A token whose frame is taken goes to the next one, or CTC could not tell both.
+    """
+    for token, onset in zip(ids, np.linspace(start, end, len(ids), endpoint=False), strict=True):
+        frame = max(0, round(float(onset)))
+        if frame < len(targets) and targets[frame] > BLANK_ID:
+            frame += 1
+        beside = targets[max(0, frame - 1) : frame + 2]
+        beside[beside == BLANK_ID] = IGNORE
+        targets[frame : frame + 1] = token
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,10 +305,10 @@ def fit(
     """AdamW with one cycle of the learning rate over the whole stage; yields after each epoch."""
     began_s = time.monotonic()
     rng = np.random.default_rng(stage.seed)
-    make = ExampleMaker(cmvn, rng)
+    make = ExampleMaker(cmvn, rng, stage.frame_targets)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=recipe.weight_decay)
     for epoch in range(stage.epochs):
-        takes_of_epoch = list(takes(rng, corpus, noises))
+        takes_of_epoch = list(takes(rng, corpus, noises, stage.joining))
         groups, losses = group(rng, takes_of_epoch, recipe.batch_frames), list[float]()
         for step, indices in enumerate(groups):
             batch = collate([make(takes_of_epoch[index]) for index in indices])
