@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test check demo-model evaluate hour-test openapi parity bench clean
+.PHONY: run test check demo-model evaluate hour-test openapi ray parity bench overload soak clean
 
 run: $(VENV)/.installed  ## Serve on HOST and PORT (127.0.0.1:8000)
 	$(BIN)/python api.py
@@ -32,6 +32,9 @@ hour-test: $(VENV)/.installed-dev  ## Print the token error of the seams in hour
 openapi: $(VENV)/.installed-dev  ## Write openapi.json anew from the routes
 	$(BIN)/python -m tests.openapi_file
 
+ray: $(VENV)/.installed-ray  ## Serve two copies behind Ray Serve
+	RAY_SERVE_ENABLE_HA_PROXY=1 $(BIN)/python -m deploy.ray_local
+
 parity: $(VENV)/.installed-dev  ## Print the largest differences from FunASR
 	$(BIN)/python -m bench.parity
 
@@ -42,8 +45,20 @@ bench: $(VENV)/.installed-bench  ## Compare with peers and print the speed (half
 	$(BIN)/python -m bench.precision
 	$(BIN)/python -m bench.gpu
 
+overload: $(VENV)/.installed-dev  ## Print what holds at 10 times the load: fake engine, then MODEL_DIR
+	$(BIN)/python -m bench.overload $(BENCH_ARGS)
+	$(BIN)/python -m bench.overload --engine model $(if $(MODEL_DIR),--model $(MODEL_DIR)) $(BENCH_ARGS)
+	$(BIN)/python -m bench.fairness $(if $(MODEL_DIR),--model $(MODEL_DIR)) $(BENCH_ARGS)
+
+soak: $(VENV)/.installed-dev  ## Print whether 20,000 requests leave anything behind (minutes)
+	$(BIN)/python -m bench.soak --svg docs/soak.svg $(BENCH_ARGS)
+
 $(VENV)/.installed-bench: $(VENV)/.installed-dev requirements-bench.txt
 	$(PIP) install --quiet -r requirements-bench.txt
+	touch $@
+
+$(VENV)/.installed-ray: $(VENV)/.installed-dev requirements-ray.txt
+	$(PIP) install --quiet -r requirements-ray.txt
 	touch $@
 
 $(VENV)/.installed: requirements.txt

@@ -5,31 +5,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from uvicorn.server import HANDLED_SIGNALS
 
 from config import ConfigError, Settings, load_settings
+from sensevoice_service import audio
 from sensevoice_service.admission import Admission
 from sensevoice_service.audio import AudioLimits
 from sensevoice_service.batcher import Batcher, BatchLimits
 from sensevoice_service.chunker import ChunkPolicy
+from sensevoice_service.isolation import DecoderLimits, DecoderProcesses
 from sensevoice_service.logs import configure_logging
 from sensevoice_service.memory import MemoryGauge
 from sensevoice_service.metrics import Metrics, Sources
 from sensevoice_service.model_store import ModelFolder, resolve_model
-from sensevoice_service.pipeline import Pipeline, PipelinePolicy
+from sensevoice_service.pipeline import Decode, Pipeline, PipelinePolicy
 from sensevoice_service.routes.app import build_app
+from sensevoice_service.routes.connection import connection_with
+from sensevoice_service.routes.server import Grace, Server
 from sensevoice_service.routes.services import Services
 from sensevoice_service.service import LoadedModel, Service
 from sensevoice_service.status import ModelInfo
@@ -41,16 +44,37 @@ EXIT_NO_ADDRESS, EXIT_USAGE, EXIT_NO_MODEL = 1, 2, 3
 CPU_BATCH_FRAMES, GPU_BATCH_FRAMES = 256, 8_192
 # With the load of the demo, a start without a hub stays within 10 s.
 HUB_TIMEOUT_S = 5.0
+# The event loop waits for this long, after each call of the system, for a thread that decodes: with
+# Python's own 5 ms a service that turns hundreds away a second has no time for those it let in.
+THREAD_SWITCH_S = 0.0005
+# Most connections taken before the event loop goes on with those it has.
+CONNECTIONS_AT_ONCE = 64
+# For idle inference threads to end; one inside of a model is left behind.
+STOP_S = 1.0
 
 _log = logging.getLogger("sensevoice_service.api")
 
 
+Load = Callable[[Settings, Executor, threading.Event], LoadedModel]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The application, and of its parts those that a server must stop."""
+
+    app: FastAPI
+    service: Service
+    admission: Admission
+
+
 def create_app(settings: Settings, on_failure: Callable[[], None] = lambda: None) -> FastAPI:
     """The application; ``on_failure`` is called from a thread if its model cannot be loaded."""
-    pool = ThreadPoolExecutor(
-        settings.DECODE_THREADS or (os.cpu_count() or 1) + 1, thread_name_prefix="decode"
-    )
-    service = Service(lambda stop: load_model(settings, pool, stop), on_failure)
+    return assemble(settings, on_failure, load_model).app
+
+
+def assemble(settings: Settings, on_failure: Callable[[], None], load: Load) -> Parts:
+    pool = ThreadPoolExecutor(decode_threads(settings), thread_name_prefix="decode")
+    service = Service(lambda stop: load(settings, pool, stop), on_failure)
     memory = MemoryGauge()
     admission = Admission(
         limit=settings.MAX_CONCURRENT_REQUESTS,
@@ -58,6 +82,7 @@ def create_app(settings: Settings, on_failure: Callable[[], None] = lambda: None
         queue_timeout_s=settings.QUEUE_TIMEOUT_SEC,
         memory_percent=memory.percent,
         memory_limit_percent=settings.MEMORY_LIMIT_PERCENT,
+        request_timeout_s=settings.REQUEST_TIMEOUT_SEC,
     )
     metrics = Metrics(CollectorRegistry(), Sources(service, admission.stats, memory.reading))
 
@@ -65,11 +90,12 @@ def create_app(settings: Settings, on_failure: Callable[[], None] = lambda: None
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         service.start()
         yield
-        await asyncio.to_thread(service.stop, settings.SHUTDOWN_TIMEOUT_SEC)
+        # The server has waited for the work in hand, or given it up.
+        await asyncio.to_thread(service.stop, STOP_S)
         pool.shutdown(wait=False, cancel_futures=True)
 
     services = Services(service, service, admission, memory.reading, metrics)
-    return build_app(services, settings, lifespan)
+    return Parts(build_app(services, settings, lifespan), service, admission)
 
 
 def load_model(settings: Settings, pool: Executor, stop: threading.Event) -> LoadedModel:
@@ -102,12 +128,33 @@ def load_model(settings: Settings, pool: Executor, stop: threading.Event) -> Loa
     info = describe(folder, engine)
     _log.info("serving %s on %s in %s", info.name, info.device, info.precision)
     batcher = Batcher([engine] * opened.n_workers, limits)
+    decode, close = start_decoding(settings)
+    policy = pipeline_policy(settings, opened.n_workers)
     return LoadedModel(
         info=info,
         batcher=batcher,
-        pipeline=Pipeline(batcher, pool, opened.vocabulary, pipeline_policy(settings)),
+        pipeline=Pipeline(batcher, pool, opened.vocabulary, policy, decode),
         gpu_memory=engine.gpu_memory,
+        close=close,
     )
+
+
+def start_decoding(settings: Settings) -> tuple[Decode, Callable[[], None]]:
+    """How uploads are decoded, and what ends it."""
+    if settings.DECODE_ISOLATION == "thread":
+        return audio.decode, lambda: None
+    limits = DecoderLimits(
+        memory_bytes=settings.DECODE_MEMORY_MB * 2**20,
+        timeout_s=settings.DECODE_TIMEOUT_SEC,
+        max_idle=decode_threads(settings),
+    )
+    decoders = DecoderProcesses(limits)
+    decoders.start()
+    return decoders.decode, decoders.stop
+
+
+def decode_threads(settings: Settings) -> int:
+    return settings.DECODE_THREADS or (os.cpu_count() or 1) + 1
 
 
 def describe(folder: ModelFolder, engine: Any) -> ModelInfo:
@@ -130,12 +177,13 @@ def batch_limits(settings: Settings, device_type: str) -> BatchLimits:
     )
 
 
-def pipeline_policy(settings: Settings) -> PipelinePolicy:
+def pipeline_policy(settings: Settings, n_workers: int = 1) -> PipelinePolicy:
     return PipelinePolicy(
         audio=AudioLimits(max_audio_s=settings.MAX_AUDIO_SEC),
         chunks=ChunkPolicy(
             whole_s=settings.LARGE_FILE_DURATION_SEC,
             chunk_s=settings.LARGE_FILE_CHUNK_SIZE_SEC,
+            n_lanes=n_workers,
         ),
         large_file_bytes=int(settings.LARGE_FILE_SIZE_MB * 2**20),
         max_chunks_in_flight=settings.CHUNKS_IN_FLIGHT,
@@ -147,44 +195,38 @@ def _report(message: str) -> None:
     _log.log(level, "%s", message.removeprefix("WARNING: "))
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, load: Load = load_model) -> int:
     """Serve until a signal; returns the exit status, as ``main`` does."""
     configure_logging(settings.LOG_LEVEL, settings.LOG_FORMAT)
+    sys.setswitchinterval(THREAD_SWITCH_S)
     failed = threading.Event()
-    server: uvicorn.Server
+    server: Server
 
     def give_up() -> None:
         failed.set()
         server.should_exit = True
 
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings, give_up),
-            host=settings.HOST,
-            port=settings.PORT,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=settings.SHUTDOWN_TIMEOUT_SEC,
-        )
+    parts = assemble(settings, give_up, load)
+    config = uvicorn.Config(
+        parts.app,
+        host=settings.HOST,
+        port=settings.PORT,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=CONNECTIONS_AT_ONCE,
+        ssl_certfile=settings.TLS_CERTFILE or None,
+        ssl_keyfile=settings.TLS_KEYFILE or None,
+        http=connection_with(settings.HEADER_TIMEOUT),
+        loop="asyncio",  # the same whether or not uvloop happens to be installed
     )
+    grace = Grace(drain_s=settings.DRAIN_SEC, work_s=settings.SHUTDOWN_TIMEOUT_SEC)
+    server = Server(config, parts.service, parts.admission, grace)
     try:
-        with _signals_spent():
-            server.run()
+        server.run()
     except SystemExit:  # with uvicorn's own status, a 3
         return EXIT_NO_ADDRESS
     return EXIT_NO_MODEL if failed.is_set() else 0
-
-
-@contextmanager
-def _signals_spent() -> Iterator[None]:
-    """uvicorn raises the signal that stopped it once more: it would be the exit status."""
-    handlers = {name: signal.signal(name, signal.SIG_IGN) for name in HANDLED_SIGNALS}
-    try:
-        yield
-    finally:
-        for name, handler in handlers.items():
-            signal.signal(name, handler)
 
 
 def main() -> int:
@@ -197,10 +239,10 @@ def main() -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
-    return _end_process(serve(settings))
+    return end_process(serve(settings))
 
 
-def _end_process(status: int) -> NoReturn:
+def end_process(status: int) -> NoReturn:
     """Without the interpreter's own end: it aborts if a thread is still inside of torch."""
     logging.shutdown()
     sys.stdout.flush()

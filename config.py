@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
+import re
+import ssl
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -19,6 +21,11 @@ from pydantic_settings import (
 )
 
 LOCAL_CONFIG = Path(__file__).with_name("local_config.py")
+
+_SECRETS = {"API_KEYS"}
+_ORIGIN = re.compile(r"\*|https?://[^/\s@?#]+")
+_COMMENT = re.compile(r"(^|\s)#.*")  # within a key, # is one of its characters
+_API_KEY = re.compile(r"[!-~]+")  # what a header can carry
 
 
 class ConfigError(Exception):
@@ -32,6 +39,33 @@ class Settings(BaseSettings):
 
     HOST: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     PORT: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    HEADER_TIMEOUT: float = Field(
+        10.0, gt=0, description="Seconds a client may take for the headers of a request."
+    )
+    TLS_CERTFILE: str = Field("", description="Certificate chain, PEM; with it HTTPS is spoken.")
+    TLS_KEYFILE: str = Field(
+        "", description="Key of the certificate, PEM, where it is not in TLS_CERTFILE."
+    )
+
+    API_KEYS: SecretStr = Field(
+        SecretStr(""),
+        description="Keys that open /transcribe and /v1, comma-separated; none lets everyone in.",
+    )
+    API_KEYS_FILE: str = Field(
+        "", description="File with more of them, one a line; # starts a comment."
+    )
+    RATE_LIMIT: str = Field(
+        "",
+        pattern=r"^([1-9]\d*/(second|minute|hour|day))?$",
+        description="Requests of one key or address, such as 60/minute, then 429; none: no limit.",
+    )
+    CORS_ORIGINS: str = Field(
+        "",
+        description="Web pages' origins that may call it, comma-separated, or *; none: no other's.",
+    )
+    METRICS: bool = Field(True, description="Whether there is /metrics.")
+    DOCS: bool = Field(True, description="Whether there are /docs, /redoc and /openapi.json.")
+    PAGE: bool = Field(True, description="Whether there is the page for people at /.")
 
     MODEL: str = Field(
         "auto",
@@ -74,11 +108,23 @@ class Settings(BaseSettings):
     MAX_CONCURRENT_REQUESTS: int = Field(20, ge=1, description="Requests worked on at once.")
     MAX_WAITING_REQUESTS: int = Field(100, ge=0, description="Requests that may wait for a slot.")
     QUEUE_TIMEOUT_SEC: float = Field(30.0, gt=0, description="Longest wait for a slot, then 503.")
+    REQUEST_TIMEOUT_SEC: float = Field(
+        3600.0, ge=0, description="Longest time from a request to its answer, then 504; 0 is none."
+    )
     MEMORY_LIMIT_PERCENT: float = Field(
         90.0, gt=0, le=100, description="Memory use from which new requests are refused."
     )
     DECODE_THREADS: int = Field(
         0, ge=0, description="Threads that decode and chunk; 0 is one more than the cores."
+    )
+    DECODE_ISOLATION: Literal["process", "thread"] = Field(
+        "process", description="Decode uploads in processes of their own, or in the service's."
+    )
+    DECODE_TIMEOUT_SEC: float = Field(
+        30.0, gt=0, description="Longest that a decoder process may hang or lag, then 504."
+    )
+    DECODE_MEMORY_MB: int = Field(
+        512, ge=16, description="MiB that a decoder process may take beyond its own size."
     )
 
     MAX_FILES: int = Field(32, ge=1, description="Most files in one request.")
@@ -97,6 +143,18 @@ class Settings(BaseSettings):
         15.0, ge=2, le=120, description="Longest chunk of a large file."
     )
 
+    SUBTITLE_LINE_LATIN: int = Field(
+        42, ge=1, le=1000, description="Most Latin characters in a line of subtitles."
+    )
+    SUBTITLE_LINE_CJK: int = Field(
+        21, ge=1, le=1000, description="Most Chinese, Japanese or Korean characters in one."
+    )
+    SUBTITLE_LINES: int = Field(2, ge=1, le=10, description="Most lines shown at once.")
+    SUBTITLE_MIN_SEC: float = Field(
+        0.8, ge=0, description="Shortest time that subtitles are shown, where there is room."
+    )
+    SUBTITLE_MAX_SEC: float = Field(7.0, gt=0, description="Longest time that subtitles are shown.")
+
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe message that is logged."
     )
@@ -104,8 +162,11 @@ class Settings(BaseSettings):
         "text", description="One line a message, either way."
     )
     LOG_FILENAMES: bool = Field(False, description="Log the names that clients give their files.")
+    DRAIN_SEC: float = Field(
+        5.0, ge=0, description="How long after SIGTERM it listens on and answers new work with 503."
+    )
     SHUTDOWN_TIMEOUT_SEC: int = Field(
-        30, ge=0, description="How long accepted work may finish after SIGTERM."
+        30, ge=0, description="How long after SIGTERM accepted work may finish; the rest gets 503."
     )
 
     @field_validator("QUANTIZE", mode="before")
@@ -121,6 +182,64 @@ class Settings(BaseSettings):
             raise ValueError("LARGE_FILE_CHUNK_SIZE_SEC must not exceed LARGE_FILE_DURATION_SEC")
         return self
 
+    @model_validator(mode="after")
+    def _subtitle_times_fit(self) -> Settings:
+        if self.SUBTITLE_MIN_SEC > self.SUBTITLE_MAX_SEC:
+            raise ValueError("SUBTITLE_MIN_SEC must not exceed SUBTITLE_MAX_SEC")
+        return self
+
+    @field_validator("TLS_CERTFILE", "TLS_KEYFILE", "API_KEYS_FILE")
+    @classmethod
+    def _file_is_there(cls, value: str) -> str:
+        if value and not (Path(value).is_file() and os.access(value, os.R_OK)):
+            raise ValueError("there is no such file, or it may not be read")
+        return value
+
+    @field_validator("CORS_ORIGINS")
+    @classmethod
+    def _origins_are_origins(cls, value: str) -> str:
+        if wrong := [origin for origin in _listed(value) if not _ORIGIN.fullmatch(origin)]:
+            raise ValueError(f"{wrong[0]!r} is no origin such as https://example.com")
+        return value
+
+    @model_validator(mode="after")
+    def _certificate_goes_with_its_key(self) -> Settings:
+        if self.TLS_KEYFILE and not self.TLS_CERTFILE:
+            raise ValueError("TLS_KEYFILE needs TLS_CERTFILE")
+        if self.TLS_CERTFILE:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            try:
+                # No password: one would be asked for on a terminal that nobody may look at.
+                context.load_cert_chain(self.TLS_CERTFILE, self.TLS_KEYFILE or None, lambda: "")
+            except (ssl.SSLError, OSError) as error:
+                raise ValueError(f"TLS_CERTFILE or TLS_KEYFILE cannot be used: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _keys_are_keys(self) -> Settings:
+        """A slip in them must not let everyone in."""
+        given = self.API_KEYS.get_secret_value() or self.API_KEYS_FILE
+        keys = self.api_keys()
+        if given and not keys:
+            raise ValueError("API_KEYS or API_KEYS_FILE is given, but has no key")
+        if not all(_API_KEY.fullmatch(key.get_secret_value()) for key in keys):
+            raise ValueError("keys are made of ASCII letters, digits and marks, without spaces")
+        return self
+
+    def api_keys(self) -> tuple[SecretStr, ...]:
+        """Of ``API_KEYS`` and ``API_KEYS_FILE``, which is read anew. Raises ``ValueError``."""
+        keys = _listed(self.API_KEYS.get_secret_value())
+        if self.API_KEYS_FILE:
+            try:
+                lines = Path(self.API_KEYS_FILE).read_text("utf-8-sig").splitlines()
+            except (OSError, UnicodeError):
+                raise ValueError("API_KEYS_FILE cannot be read") from None
+            keys += [key for line in lines if (key := _COMMENT.sub("", line).strip())]
+        return tuple(SecretStr(key) for key in keys)
+
+    def cors_origins(self) -> tuple[str, ...]:
+        return tuple(_listed(self.CORS_ORIGINS))
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -132,6 +251,10 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         local = InitSettingsSource(settings_cls, init_kwargs=_local_values(LOCAL_CONFIG))
         return init_settings, env_settings, local
+
+
+def _listed(value: str) -> list[str]:
+    return [name for part in value.split(",") if (name := part.strip())]
 
 
 def _local_values(path: Path) -> dict[str, Any]:
@@ -183,7 +306,6 @@ def _explain(error: ValidationError) -> str:
             continue
         field = Settings.model_fields.get(name)
         hint = f" ({field.description})" if field else ""
-        lines.append(
-            f"{name}: {problem['msg']}, got {problem['input']!r}{hint}" if name else problem["msg"]
-        )
+        got = "" if name in _SECRETS else f", got {problem['input']!r}"
+        lines.append(f"{name}: {problem['msg']}{got}{hint}" if name else problem["msg"])
     return "wrong settings:\n  " + "\n  ".join(lines)

@@ -58,19 +58,22 @@ class Server:
 
 
 @contextmanager
-def serving(environment: Mapping[str, str]) -> Iterator[Server]:
-    """``python api.py`` on a free port of the loopback, from its start to its end.
+def serving(
+    environment: Mapping[str, str], command: Sequence[str] = ("api.py",)
+) -> Iterator[Server]:
+    """``python api.py``, or another command, on a free port of the loopback, until the block ends.
 
     Raises ``RuntimeError`` with the end of its log where it does not become healthy. A SIGTERM
     meanwhile ends the child too.
     """
     fixed = {"HOST": "127.0.0.1", "PORT": "0", "LOG_FORMAT": "json", "LOG_LEVEL": "INFO"}
+    fixed["DRAIN_SEC"] = "0"  # nobody else sends it work
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         began_s = time.perf_counter()
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                [sys.executable, "api.py"],
+                [sys.executable, *command],
                 cwd=ROOT,
                 env={**os.environ, **environment, **fixed},
                 stdin=subprocess.DEVNULL,

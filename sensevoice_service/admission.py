@@ -1,18 +1,21 @@
-"""Who may come in: a fixed number of slots, a bounded line of those who wait, a memory guard."""
+"""Who may come in and for how long: slots, a bounded line of those who wait, a memory guard."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any, NoReturn, TypeVar
 
-from sensevoice_service.types import Overloaded
+from sensevoice_service.types import NotReady, Overloaded, ServiceError, TimedOut
 
 LONGEST_RETRY_AFTER_S = 5
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,12 @@ class AdmissionStats:
     waiting: int
     limit: int
     max_waiting: int
+
+
+async def _first_of(*futures: asyncio.Future[Any], timeout_s: float | None = None) -> None:
+    # asyncio.wait leaves the futures alone when time is up, where wait_for would cancel them and
+    # could lose a slot that was handed over meanwhile.
+    await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
 
 
 class Place:
@@ -33,10 +42,35 @@ class Place:
     def __init__(self, admission: Admission, turn: asyncio.Future[None]) -> None:
         self._admission = admission
         self._turn = turn
+        self._over: asyncio.Future[NoReturn] = turn.get_loop().create_future()
 
     async def granted(self) -> None:
-        """Wait for the slot. Raises ``Overloaded`` when the waiting time is over."""
-        await self._admission._wait(self._turn)
+        """Wait for the slot. Raises ``Overloaded`` when that takes too long, or as ``within``."""
+        timeout_s = self._admission.queue_timeout_s
+        await _first_of(self._turn, self._over, timeout_s=timeout_s)
+        if self._over.done():
+            self._over.result()
+        if not self._turn.done():
+            raise self._admission.overloaded(f"no slot came free within {timeout_s:g} s")
+
+    async def within(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of ``work``; it is cancelled, and waited for, when its time is over.
+
+        Raises ``TimedOut`` then, or ``NotReady`` where the service ends.
+        """
+        working = asyncio.create_task(work)
+        try:
+            await _first_of(working, self._over)
+            return working.result() if working.done() else self._over.result()
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+    def end(self, error: ServiceError) -> None:
+        """Make those who wait for the slot, or for work within it, raise ``error``."""
+        if not self._over.done():
+            self._over.set_exception(error)
+            self._over.exception()  # nobody need be waiting: that is not worth a line in the log
 
     def __enter__(self) -> Place:
         return self
@@ -47,13 +81,14 @@ class Place:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._admission._leave(self._turn)
+        self._admission._leave(self, self._turn)
 
 
 class Admission:
     """First come, first served. All methods belong to one event loop's thread.
 
-    ``memory_percent`` is asked once for each newcomer; work already let in goes on.
+    ``memory_percent`` is asked once for each newcomer; work already let in goes on, for up to
+    ``request_timeout_s`` from the moment it came where that is not 0.
     """
 
     def __init__(
@@ -64,15 +99,19 @@ class Admission:
         memory_percent: Callable[[], float],
         memory_limit_percent: float,
         jitter: random.Random | None = None,
+        request_timeout_s: float = 0.0,
     ) -> None:
+        self.queue_timeout_s = queue_timeout_s
         self._limit = limit
         self._max_waiting = max_waiting
-        self._queue_timeout_s = queue_timeout_s
         self._memory_percent = memory_percent
         self._memory_limit_percent = memory_limit_percent
         self._jitter = jitter or random.Random()
+        self._request_timeout_s = request_timeout_s
         self._active = 0
         self._line: deque[asyncio.Future[None]] = deque()
+        self._timers: dict[Place, asyncio.TimerHandle | None] = {}
+        self._is_closed = False
 
     def refusal(self) -> str | None:
         """Why a newcomer would be turned away now, or ``None``."""
@@ -83,44 +122,64 @@ class Admission:
         return None
 
     def enter(self) -> Place:
-        """Take a slot or a place in the line. Raises ``Overloaded`` where there is neither."""
+        """Take a slot or a place in the line.
+
+        Raises ``Overloaded`` where there is neither, and ``NotReady`` after ``close``.
+        """
+        if self._is_closed:
+            raise self._closing()
         reason = self.refusal()
         if reason is not None:
-            raise self._overloaded(reason)
+            raise self.overloaded(reason)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._active < self._limit:
             self._active += 1
             turn.set_result(None)
         else:
             self._line.append(turn)
-        return Place(self, turn)
+        place = Place(self, turn)
+        self._timers[place] = self._limit_time(place)
+        return place
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Hold a slot for the length of the block. Raises ``Overloaded``."""
+    async def slot(self) -> AsyncIterator[Place]:
+        """Hold a slot for the length of the block. Raises as ``enter`` and ``Place.granted``."""
         with self.enter() as place:
             await place.granted()
-            yield
+            yield place
+
+    def close(self) -> None:
+        """End all that is waiting or being worked on with ``NotReady``, and let nobody in."""
+        self._is_closed = True
+        for place in self._timers:
+            place.end(self._closing())
 
     def stats(self) -> AdmissionStats:
         return AdmissionStats(self._active, len(self._line), self._limit, self._max_waiting)
 
-    async def _wait(self, turn: asyncio.Future[None]) -> None:
-        # asyncio.wait leaves the future alone when time is up, where wait_for would cancel it
-        # and could lose a slot that was handed over meanwhile.
-        await asyncio.wait({turn}, timeout=self._queue_timeout_s)
-        if not turn.done():
-            raise self._overloaded(f"no slot came free within {self._queue_timeout_s:g} s")
+    def overloaded(self, reason: str) -> Overloaded:
+        return Overloaded(f"{reason}; try again later", retry_after_s=self._retry_after_s())
 
-    def _leave(self, turn: asyncio.Future[None]) -> None:
+    def _closing(self) -> NotReady:
+        return NotReady("the service is stopping", retry_after_s=self._retry_after_s())
+
+    def _retry_after_s(self) -> int:
+        # Spread, so that those turned away together do not come back together.
+        return self._jitter.randint(1, LONGEST_RETRY_AFTER_S)
+
+    def _limit_time(self, place: Place) -> asyncio.TimerHandle | None:
+        timeout_s = self._request_timeout_s
+        if not timeout_s:
+            return None
+        error = TimedOut(f"the request took longer than {timeout_s:g} s")
+        return asyncio.get_running_loop().call_later(timeout_s, place.end, error)
+
+    def _leave(self, place: Place, turn: asyncio.Future[None]) -> None:
+        if (timer := self._timers.pop(place)) is not None:
+            timer.cancel()
         if not turn.done():
             self._line.remove(turn)
         elif self._line:
             self._line.popleft().set_result(None)  # the slot passes on, still taken
         else:
             self._active -= 1
-
-    def _overloaded(self, reason: str) -> Overloaded:
-        # Spread, so that those turned away together do not come back together.
-        retry_after_s = self._jitter.randint(1, LONGEST_RETRY_AFTER_S)
-        return Overloaded(f"{reason}; try again later", retry_after_s=retry_after_s)

@@ -93,7 +93,7 @@ def _open(upload: Upload, container: Container) -> InputContainer:
     """
     try:
         return av.open(
-            Window(upload.file, container.start_byte),
+            Window(upload.file, container.start_byte, container.end_byte),
             mode="r",
             format=container.demuxer,
             options={

@@ -39,11 +39,12 @@ class Completion:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A chunk in the queue or in a batch, and the future that its caller holds."""
+    """A chunk in the queue or in a batch, its turn, and the future that its caller holds."""
 
     chunk: Chunk
     n_frames: int
     submitted_s: float
+    turn: float
     future: Future[Completion]
 
 

@@ -35,7 +35,7 @@ class BatchLimits:
 
 
 def pick_batch(lengths: Sequence[int], limits: BatchLimits, overhead_frames: float) -> list[int]:
-    """Choose the next batch from frame counts in order of arrival; give indices, oldest first.
+    """Choose the next batch from frame counts in the order of turns; give indices in that order.
 
     Index 0 is always in it. The others are taken outwards from its length, least added padding
     first, while the budget holds and none adds more padding than ``overhead_frames``.
@@ -43,7 +43,7 @@ def pick_batch(lengths: Sequence[int], limits: BatchLimits, overhead_frames: flo
     others = range(1, len(lengths))
     longer = [i for i in others if lengths[i] >= lengths[0]]
     shorter = [i for i in others if lengths[i] < lengths[0]]
-    # Stable sorts, both ways: of equal lengths the oldest comes first.
+    # Stable sorts, both ways: of equal lengths the first in turn comes first.
     sides = [
         deque(sorted(shorter, key=lengths.__getitem__, reverse=True)),
         deque(sorted(longer, key=lengths.__getitem__)),

@@ -1,11 +1,12 @@
 """Cross-request batching: the chunks of all requests share one queue and its inference threads.
 
-``batch_policy`` decides what goes into a batch and when, ``frame_budget`` how much the device has
-room for, ``batch_call`` runs it.
+``fair_order`` decides whose turn it is, ``batch_policy`` what goes into a batch and when,
+``frame_budget`` how much the device has room for, ``batch_call`` runs it.
 """
 
 from __future__ import annotations
 
+import bisect
 import logging
 import statistics
 import threading
@@ -27,6 +28,7 @@ from sensevoice_service.batch_call import (
     settle,
 )
 from sensevoice_service.batch_policy import BatchLimits, Pace, is_full, pick_batch
+from sensevoice_service.fair_order import FairOrder
 from sensevoice_service.frame_budget import FrameBudget
 from sensevoice_service.types import Chunk, NotReady
 
@@ -85,7 +87,8 @@ class Batcher:
         self._limits = limits
         self._clock = clock
         self._changed = threading.Condition()  # guards all that follows
-        self._queue: list[Job] = []
+        self._queue: list[Job] = []  # by their turns
+        self._order = FairOrder()
         self._running: dict[int, Batch] = {}  # by thread
         self._threads: list[threading.Thread] = []
         self._alive = 0
@@ -117,16 +120,16 @@ class Batcher:
     def submit(self, chunk: Chunk) -> Future[Completion]:
         """Queue a chunk, from any thread. Raises ``NotReady`` once stopped or without a thread.
 
-        The future fails with ``InferenceFailed`` or, if stopped meanwhile, ``NotReady``. Cancelling
-        it while it is queued keeps the chunk from the device. Before ``start`` chunks just queue.
+        Chunks that share an ``options`` object are one request's: requests take turns. The future
+        fails with ``InferenceFailed`` or, if stopped meanwhile, ``NotReady``. Cancelling it while
+        it is queued keeps the chunk from the device. Before ``start`` chunks just queue.
         """
-        n_frames = chunk.n_frames
         with self._changed:
             if self._stopping:
                 raise NotReady("the service is stopping")
-            now_s = self._clock()
-            job = Job(chunk, n_frames, now_s, Future())
-            self._queue.append(job)
+            now_s, n_frames = self._clock(), chunk.n_frames
+            job = Job(chunk, n_frames, now_s, self._order.join(chunk.options, n_frames), Future())
+            bisect.insort(self._queue, job, key=lambda queued: queued.turn)
             self._pace.arrived(now_s)
             self._changed.notify()
         return job.future
@@ -224,16 +227,15 @@ class Batcher:
     def _claim(self, picked: Sequence[int]) -> Batch | None:
         """Take jobs off the queue; None if all were cancelled just now."""
         now_s = self._clock()
-        taken = set(picked)
-        jobs = [self._queue[i] for i in picked]
+        taken, jobs = set(picked), [self._queue[i] for i in picked]
+        self._order.serve(jobs[0].turn)
         self._queue = [job for i, job in enumerate(self._queue) if i not in taken]
         if self._queue:
             self._changed.notify()  # this thread may have used up the wake-up meant for the rest
         jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
-        if not jobs:
-            return None
-        batch = self._running[threading.get_ident()] = Batch(jobs, now_s)
-        return batch
+        if jobs:
+            self._running[threading.get_ident()] = Batch(jobs, now_s)
+        return self._running.get(threading.get_ident())
 
     def _drop_cancelled(self) -> None:
         jobs = self._empty_queue()

@@ -2,14 +2,16 @@
 
 A short file stays whole. A long one is cut in the middle of the longest pause of a search window
 before the limit; where speech runs on without one, neighbours share a stretch around the quietest
-point, and the seam is mended after recognition.
+point, and the seam is mended after recognition. Once the end of the file is in sight, the rest is
+shared out so that all who recognise it have done at about the same time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import accumulate, count
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +30,8 @@ _SILENCE_POWER = 10 ** (-70 / 10)  # about 10 steps of 16 bits, whatever the spe
 _SAME_QUIET = 10 ** (6 / 10)  # a pause reaches as far as the level stays this near its minimum
 _PAUSE_ENOUGH_S = 1.0  # beyond this a longer pause is no better than a later one
 _LATER_WORTH_S = 0.1  # pause length that the whole window's distance outweighs
-_LATER_WORTH_POWER = 10 ** (1 / 10)
+_NEARER_WORTH_S = 0.5  # the same of a distance that leaves somebody idle
+_PLACE_WORTH_POWER = 10 ** (1 / 10)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ class ChunkPolicy:
     A file of up to ``whole_s`` (at least ``chunk_s``) stays one chunk; the chunks of a longer one
     last at most ``chunk_s``, overlap included. A cut is searched in the last ``search_s`` (a third
     of ``chunk_s`` if ``None``), ``overlap_s`` is shared where there is no pause, and what follows
-    a cut lasts at least ``tail_s``. The last three shrink with a small ``chunk_s``.
+    a cut lasts at least ``tail_s``. The last three shrink with a small ``chunk_s``. ``n_lanes``
+    chunks are recognised side by side: where there are several, the last chunks of a file are cut
+    shorter, for all to be busy to its end.
     """
 
     whole_s: float
@@ -46,6 +51,7 @@ class ChunkPolicy:
     search_s: float | None = None
     overlap_s: float = 2.0
     tail_s: float = 1.0
+    n_lanes: int = 1
 
     def __post_init__(self) -> None:
         if self.chunk_s < 1:
@@ -54,6 +60,8 @@ class ChunkPolicy:
             raise ValueError("whole_s, overlap_s and tail_s must not be negative")
         if self.search_s is not None and self.search_s < 0.1:
             raise ValueError("search_s must be at least 0.1 seconds")
+        if self.n_lanes < 1:
+            raise ValueError("n_lanes must be at least 1")
 
     @property
     def whole_samples(self) -> int:
@@ -75,6 +83,12 @@ class ChunkPolicy:
         return min(round(self.overlap_s * SAMPLE_RATE_HZ), most) // 2 * 2
 
     @property
+    def earliest_aim_samples(self) -> int:
+        """So that no sample falls into three chunks, wherever in its window a cut is made."""
+        first = self.overlap_samples + max(self.overlap_samples // 2, self.tail_samples)
+        return first + self.search_samples // 2
+
+    @property
     def tail_samples(self) -> int:
         """Never less than the smoothed level needs to see behind a cut."""
         wanted = min(round(self.tail_s * SAMPLE_RATE_HZ), self.chunk_samples // 8)
@@ -87,23 +101,66 @@ def cut(
     """Yield the chunks of consecutive ``blocks``, in order; together they hold every sample.
 
     ``is_large`` applies ``chunk_s`` from the start. The cuts do not depend on how the audio is
-    divided into blocks, each chunk owns its samples, and no more than the longest chunk, its tail
-    and a block are held at a time. Nothing is yielded where there are no samples.
+    divided into blocks, each chunk owns its samples, and no more than ``whole_s``, a tail and a
+    block are held at a time. Nothing is yielded where there are no samples.
     """
     limit = policy.chunk_samples if is_large else policy.whole_samples
-    window = _Window(blocks, limit + policy.tail_samples)
+    window = _Window(blocks, policy.whole_samples + policy.tail_samples)
+    lanes = _Lanes(policy)
     overlap = 0
     for index in count():
         window.fill()
-        if len(window.samples) <= limit:
+        if index == 0 and len(window.samples) <= limit:
             break
-        limit = policy.chunk_samples
-        end, next_start = _seam(window.samples, policy)
-        yield Chunk(window.samples[:end].copy(), window.start_sample, index, options, overlap)
+        aim = lanes.aim(len(window.samples)) if window.is_ended else None
+        if aim == len(window.samples):
+            break
+        end, next_start = _seam(window.samples, policy, aim)
+        samples = window.samples[:end].copy()
+        yield Chunk(samples, window.start_sample, index, options, overlap, is_last=False)
+        lanes.give(end)
         window.drop(next_start)
         overlap = end - next_start
     if len(window.samples):
         yield Chunk(window.samples.copy(), window.start_sample, index, options, overlap)
+
+
+class _Lanes:
+    """How much each of those who work side by side was given, as if the file were alone."""
+
+    def __init__(self, policy: ChunkPolicy) -> None:
+        self._policy = policy
+        self._given = [0] * policy.n_lanes  # the least first: it takes the next chunk
+
+    def give(self, n_samples: int) -> None:
+        self._given[0] += n_samples
+        self._given.sort()
+
+    def aim(self, rest_samples: int) -> int | None:
+        """About where the next chunk should end, for all lanes to end at once with few chunks.
+
+        ``rest_samples`` is all that is left of the file. ``None`` leaves it to the pauses.
+        """
+        policy = self._policy
+        if len(self._given) == 1:
+            return rest_samples if rest_samples <= policy.chunk_samples else None
+        half = policy.search_samples // 2
+        most = policy.chunk_samples - half
+        share = self._level(rest_samples) - self._given[0]
+        aim = round(share / ceil(share / most))
+        earliest = policy.earliest_aim_samples
+        latest = min(most, rest_samples - half - policy.tail_samples)
+        # Then what is behind a cut would end no sooner for being a chunk of its own.
+        is_next_busy = self._given[1] - self._given[0] > latest - policy.tail_samples
+        if rest_samples <= policy.chunk_samples and (latest < earliest or is_next_busy):
+            return rest_samples
+        return min(max(aim, earliest), latest)
+
+    def _level(self, rest_samples: int) -> float:
+        """What each has in the end if the rest goes to those who have least."""
+        levels = accumulate(self._given, initial=rest_samples)
+        shared = [total / n for n, total in enumerate(levels) if n]
+        return min(shared)
 
 
 class _Window:
@@ -115,6 +172,7 @@ class _Window:
         self._buffer = np.empty(capacity_samples, np.float32)
         self._filled = 0
         self.start_sample = 0
+        self.is_ended = False
 
     @property
     def samples(self) -> Samples:
@@ -127,6 +185,7 @@ class _Window:
             if not len(self._pending):
                 block = next(self._blocks, None)
                 if block is None:
+                    self.is_ended = True
                     return
                 if not self._filled:
                     self.start_sample = block.start_sample
@@ -143,23 +202,37 @@ class _Window:
         self.start_sample += n_samples
 
 
-def _seam(samples: Samples, policy: ChunkPolicy) -> tuple[int, int]:
-    """Where the first chunk of ``samples`` ends, and where the next one starts.
+def _seam(samples: Samples, policy: ChunkPolicy, aim: int | None) -> tuple[int, int]:
+    """Where the first chunk of ``samples`` ends, near ``aim``, and where the next one starts.
 
     The tail is kept behind the cut whether or not the stream goes on: behind a later cut there is
     always more, so the last chunk is never shorter than the tail.
     """
     last = min(policy.chunk_samples, len(samples) - policy.tail_samples)
+    if aim is not None:
+        last = min(last, aim + policy.search_samples // 2)
     first = last - policy.search_samples
     levels, loud = _levels(samples, first, last)
-    pause = _pause(levels, loud)
+    places = _later(len(levels)) if aim is None else _nearer(len(levels))
+    worth_s = _LATER_WORTH_S if aim is None else _NEARER_WORTH_S
+    pause = _pause(levels, loud, worth_s * places)
     if pause is not None:
         point = first + pause * _CELL_SAMPLES
         return point, point
     half = policy.overlap_samples // 2
     n_points = (last - half - first) // _CELL_SAMPLES + 1
-    point = first + _quietest(levels[:n_points]) * _CELL_SAMPLES
+    point = first + _quietest(levels[:n_points], places[:n_points]) * _CELL_SAMPLES
     return point + half, point - half
+
+
+def _later(n: int) -> Powers:
+    """How good the places of a search window are: the later, the fewer chunks there will be."""
+    return np.linspace(0, 1, n)
+
+
+def _nearer(n: int) -> Powers:
+    """The same where an even share is the aim: it is in the middle."""
+    return 1 - np.abs(np.linspace(-1, 1, n))
 
 
 def _levels(samples: Samples, first: int, last: int) -> tuple[Powers, float]:
@@ -175,7 +248,7 @@ def _levels(samples: Samples, first: int, last: int) -> tuple[Powers, float]:
     return levels, float(np.percentile(powers, _LOUD_PERCENTILE))
 
 
-def _pause(levels: Powers, loud: float) -> int | None:
+def _pause(levels: Powers, loud: float, worth_s: Powers) -> int | None:
     """The middle of the best pause, or ``None`` where nothing is clearly quieter than ``loud``."""
     quietest = float(levels.min())
     ceiling = max(_SILENCE_POWER, loud * _PAUSE_BELOW_LOUD)
@@ -185,11 +258,11 @@ def _pause(levels: Powers, loud: float) -> int | None:
     edges = np.flatnonzero(np.diff(is_quiet, prepend=False, append=False))
     starts, stops = edges[::2], edges[1::2]
     lengths_s = (stops - starts) * (_CELL_SAMPLES / SAMPLE_RATE_HZ)
-    later = stops / len(levels)
-    best = int(np.argmax(np.minimum(lengths_s, _PAUSE_ENOUGH_S) + later * _LATER_WORTH_S))
-    return int(starts[best] + stops[best] - 1) // 2
+    middles = (starts + stops - 1) // 2
+    best = int(np.argmax(np.minimum(lengths_s, _PAUSE_ENOUGH_S) + worth_s[middles]))
+    return int(middles[best])
 
 
-def _quietest(levels: Powers) -> int:
-    """The index of the lowest level, a little for later ones."""
-    return int(np.argmin(levels * np.linspace(_LATER_WORTH_POWER, 1, len(levels))))
+def _quietest(levels: Powers, places: Powers) -> int:
+    """The index of the lowest level, a little for good places."""
+    return int(np.argmin(levels * (_PLACE_WORTH_POWER - (_PLACE_WORTH_POWER - 1) * places)))

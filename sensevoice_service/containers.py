@@ -8,12 +8,12 @@ that are there, and each Ogg page with its checksum.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO, Literal
 
 from sensevoice_service.mpeg import MpegFrame, find_frames
+from sensevoice_service.ogg import require_whole_pages
 from sensevoice_service.types import CorruptAudio, EmptyFile, UnsupportedAudio
 from sensevoice_service.window import Window
 
@@ -26,15 +26,13 @@ MAX_ID3_TAGS = 8
 MPEG_SEARCH_BYTES = 64 * 1024
 # Archives and documents may hold a whole MP3 a few bytes after their own header.
 NOT_AUDIO = (b"PK", b"%PDF", b"Rar!", b"7z")
-OGG_HEADER_BYTES = 27
-_ONES = 0xFFFF_FFFF
-_REVERSED_BITS = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 
 @dataclass(frozen=True)
 class Container:
     """How to read a file: libav's ``demuxer``, and the byte where it starts after any ID3v2 tag.
 
+    ``end_byte`` is where the audio is known to end, 0 where that is for the demuxer to find out.
     ``sized`` says that the duration in the header was counted and not guessed. ``n_samples`` is
     how many samples a channel the header promises, 0 where it promises nothing that can be checked.
     """
@@ -43,6 +41,7 @@ class Container:
     start_byte: int = 0
     sized: bool = False
     n_samples: int = 0
+    end_byte: int = 0
 
 
 def inspect(file: BinaryIO) -> Container:
@@ -60,7 +59,11 @@ def inspect(file: BinaryIO) -> Container:
             raise CorruptAudio("the file ends within its ID3 tag")
     demuxer = _demuxer(window.peek(0, 12))
     container = _CHECKS[demuxer](window) if demuxer else _check_mpeg(window)
-    return replace(container, start_byte=start_byte + container.start_byte)
+    return replace(
+        container,
+        start_byte=start_byte + container.start_byte,
+        end_byte=container.end_byte and start_byte + container.end_byte,
+    )
 
 
 def _id3v2_bytes(window: Window) -> int:
@@ -140,7 +143,9 @@ def _check_wav(window: Window) -> Container:
                 raise EmptyFile("the file holds no audio samples")
             if length == 0xFFFF_FFFF and long_data_bytes:
                 length = long_data_bytes
-            return Container("wav", sized=_require(window, "the audio data", at, length))
+            sized = _require(window, "the audio data", at, length)
+            # Behind its data libav looks for more, and takes a minute for 100 MB of zeros.
+            return Container("wav", sized=sized, end_byte=at + length if sized else 0)
     raise CorruptAudio("the file ends before its audio data")
 
 
@@ -212,41 +217,8 @@ def _ebml_size(head: bytes) -> tuple[int | None, int]:
 
 
 def _check_ogg(window: Window) -> Container:
-    """Walk the pages: each whole, each with its checksum, the last with all of its packet.
-
-    A file that ends between pages with no end-of-stream mark passes: interrupted recordings do.
-    """
-    at, last = 0, b""
-    for _ in range(MAX_PIECES):
-        page = _ogg_page(window, at)
-        if page is None and last and last[5] & 4:
-            break  # a tag behind the marked end
-        if page is None:
-            raise CorruptAudio(f"the file is damaged or cut off at byte {at}")
-        at, last = at + len(page), page
-        if at == window.size_bytes:
-            break
-    if last[26] and last[OGG_HEADER_BYTES + last[26] - 1] == 255:
-        raise CorruptAudio("the file is cut off within a packet")
+    require_whole_pages(window, MAX_PIECES)
     return Container("ogg", sized=True)
-
-
-def _ogg_page(window: Window, at_byte: int) -> bytes | None:
-    """The whole page at this place, None where it is none or its checksum is wrong.
-
-    Ogg's CRC is zlib's polynomial with the bits the other way round, and without its inversions.
-    """
-    head = window.peek(at_byte, OGG_HEADER_BYTES + 255)
-    if len(head) < OGG_HEADER_BYTES or not head.startswith(b"OggS"):
-        return None
-    lacing = head[OGG_HEADER_BYTES : OGG_HEADER_BYTES + head[26]]
-    length = OGG_HEADER_BYTES + len(lacing) + sum(lacing)
-    page = window.peek(at_byte, length)
-    if len(page) < length or len(lacing) < head[26]:
-        return None
-    body = (page[:22] + bytes(4) + page[26:]).translate(_REVERSED_BITS)
-    checksum = int.from_bytes(page[22:26].translate(_REVERSED_BITS), "big")
-    return page if zlib.crc32(body, _ONES) ^ _ONES == checksum else None
 
 
 def _check_amr(window: Window) -> Container:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from sensevoice_service.types import (
 
 Precision = Literal["fp32", "bf16", "int8"]
 TorchPrecision = Literal["fp32", "bf16"]
+T = TypeVar("T")
 
 # The head's output is 25,055 wide: a slice of this many frames takes 100 MB in fp32.
 HEAD_FRAMES = 1_024
@@ -75,6 +76,23 @@ class Engine:
             best_path(row[: PROMPT_FRAMES + length])
             for row, length in zip(rows, batch.lengths, strict=True)
         ]
+
+    @torch.inference_mode()
+    def read_logits(self, chunks: Sequence[Chunk], read: Callable[[int, Tensor], T]) -> list[T]:
+        """What ``read`` makes of each chunk's index and logits, float32 ``(4 + T, vocabulary)``.
+
+        They are on the device, without padding, and never there for two chunks at once.
+        No graph is used. Raises as ``infer`` does.
+        """
+        with _out_of_memory_by_name():
+            batch = self.frontend(chunks)
+            hidden = self.model.encode(
+                batch.features, batch.n_frames, batch.language_rows, batch.textnorm_rows
+            )
+            return [
+                read(row, self.model.ctc(hidden[row, : PROMPT_FRAMES + length]).float())
+                for row, length in enumerate(batch.lengths)
+            ]
 
     def run(self, batch: FeatureBatch) -> Tensor:
         """As ``best_ids``; on the host already where it was a graph."""

@@ -1,4 +1,4 @@
-"""Transcripts as bodies of answers."""
+"""Transcripts as bodies of answers: JSON, and what is plain for people and players."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from sensevoice_service.status import ModelInfo
+from sensevoice_service.subtitles import SubtitleRules, to_srt, to_vtt
 from sensevoice_service.types import Segment, ServiceError, Transcript, Word
+
+# In UTF-8, all of them.
+MEDIA_TYPES = {
+    "json": "application/json",
+    "text": "text/plain; charset=utf-8",
+    "srt": "application/x-subrip; charset=utf-8",
+    "vtt": "text/vtt; charset=utf-8",
+}
+TIMESTAMPS = ("none", "segment", "word")
 
 
 @dataclass(frozen=True)
@@ -19,10 +29,13 @@ class FileOutcome:
 
 
 def transcription_body(
-    outcomes: Sequence[FileOutcome], model: ModelInfo, processing_s: float
+    outcomes: Sequence[FileOutcome],
+    model: ModelInfo,
+    processing_s: float,
+    timestamps: str = "segment",
 ) -> dict[str, Any]:
     """The body of ``POST /transcribe``: ``results`` and ``details`` follow the order of files."""
-    details = [file_body(outcome) for outcome in outcomes]
+    details = [file_body(outcome, timestamps) for outcome in outcomes]
     n_failed = sum(detail["error"] is not None for detail in details)
     return {
         "message": f"{n_failed} of {len(details)} files failed" if n_failed else "success",
@@ -33,10 +46,12 @@ def transcription_body(
     }
 
 
-def file_body(outcome: FileOutcome) -> dict[str, Any]:
+def file_body(outcome: FileOutcome, timestamps: str = "segment") -> dict[str, Any]:
+    """``timestamps`` is one of ``TIMESTAMPS``: with ``none`` there are no segments either."""
     if isinstance(outcome.result, ServiceError):
         return _failed_body(outcome.key, outcome.result)
     transcript = outcome.result
+    segments = () if timestamps == "none" else transcript.segments
     return {
         "key": outcome.key,
         "text": transcript.text,
@@ -44,13 +59,13 @@ def file_body(outcome: FileOutcome) -> dict[str, Any]:
         "emotion": transcript.emotion,
         "events": list(transcript.events),
         "duration_s": round(transcript.duration_s, 3),
-        "segments": [segment_body(segment) for segment in transcript.segments],
+        "segments": [segment_body(one, with_words=timestamps == "word") for one in segments],
         "error": None,
     }
 
 
-def segment_body(segment: Segment) -> dict[str, Any]:
-    return {
+def segment_body(segment: Segment, *, with_words: bool = False) -> dict[str, Any]:
+    body: dict[str, Any] = {
         "start_s": round(segment.start_s, 3),
         "end_s": round(segment.end_s, 3),
         "text": segment.text,
@@ -58,6 +73,9 @@ def segment_body(segment: Segment) -> dict[str, Any]:
         "emotion": segment.emotion,
         "events": list(segment.events),
     }
+    if with_words:
+        body["words"] = [word_body(word) for word in segment.words]
+    return body
 
 
 def word_body(word: Word) -> dict[str, Any]:
@@ -66,6 +84,18 @@ def word_body(word: Word) -> dict[str, Any]:
         "start_s": round(word.start_s, 3),
         "end_s": round(word.end_s, 3),
     }
+
+
+def plain_body(transcript: Transcript, form: str, rules: SubtitleRules) -> str:
+    """As ``text``, ``srt`` or ``vtt``, which ends its last line.
+
+    An hour of subtitles takes up to a second: not on an event loop.
+    """
+    if form == "srt":
+        return to_srt(transcript, rules)
+    if form == "vtt":
+        return to_vtt(transcript, rules)
+    return text_body(transcript)
 
 
 def text_body(transcript: Transcript) -> str:

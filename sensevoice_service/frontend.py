@@ -60,7 +60,7 @@ class FeatureBatch:
 
     ``features`` is float32 ``(B, T, 560)``, zero past each row's ``n_frames (B,)``, which is
     ``None`` where no row is padded; the prompt rows are ``(B,)`` and ``lengths`` is ``n_frames`` on
-    the host.
+    the host. One that ``has_followers`` is of a file of which more is to come, and soon.
     """
 
     features: Tensor
@@ -68,6 +68,7 @@ class FeatureBatch:
     language_rows: Tensor
     textnorm_rows: Tensor
     lengths: tuple[int, ...]
+    has_followers: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +143,7 @@ class Frontend:
             language_rows=language_rows,
             textnorm_rows=textnorm_rows,
             lengths=tuple(lengths),
+            has_followers=not all(chunk.is_last for chunk in chunks),
         )
 
     def features(self, waveforms: Sequence[Waveform]) -> tuple[Tensor, list[int]]:

@@ -33,6 +33,7 @@ from sensevoice_service.onnx_engine import (
     choose_int8,
     require_likeness,
 )
+from sensevoice_service.steering import Legible, SteeredEngine
 from sensevoice_service.tags import Vocabulary
 from sensevoice_service.tokenizer import load_vocabulary
 from sensevoice_service.types import Chunk, DecodeOptions, Hypothesis, ModelError
@@ -44,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class AnyEngine(Protocol):
-    """What the service asks of an engine: ``Engine`` and ``OnnxEngine`` are such."""
+    """What the service asks of an engine: ``Engine``, ``OnnxEngine``, ``SteeredEngine``."""
 
     frontend: Frontend
     precision: Precision
@@ -90,13 +91,13 @@ def open_model(folder: ModelFolder, options: EngineOptions) -> OpenModel:
     torch.set_num_threads(threads.narrow)
     vocabulary = load_vocabulary(folder.bpe_model)
     files = ModelFiles(folder.config_yaml, folder.checkpoint, folder.cmvn)
-    engine: AnyEngine
+    engine: Legible
     if precision == "int8" or (precision == "fp32" and device.type == "cpu"):
         plain = load_engine(files, vocabulary.size, device, "fp32")
         engine = _open_onnx(plain, precision, threads, is_wish=options.quantize == "auto")
     else:
         engine = load_engine(files, vocabulary.size, device, precision)
-    return OpenModel(engine, vocabulary, n_workers)
+    return OpenModel(SteeredEngine(engine, vocabulary), vocabulary, n_workers)
 
 
 def share_cores(options: EngineOptions, device: torch.device) -> tuple[int, Threads]:

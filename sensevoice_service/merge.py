@@ -7,8 +7,8 @@ both have, as near to the middle as there is one, and between two words rather t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from sensevoice_service.segments import Passage, make_segments
@@ -21,7 +21,7 @@ from sensevoice_service.tags import (
     distinct,
 )
 from sensevoice_service.types import FRAME_SAMPLES, SAMPLE_RATE_HZ, ChunkResult, Transcript
-from sensevoice_service.words import Token, make_words
+from sensevoice_service.words import Token, WordBuilder
 
 _SAME_TOKEN_SAMPLES = SAMPLE_RATE_HZ * 3 // 10  # two hearings of one token are nearer than this
 _WORD_SAMPLES = SAMPLE_RATE_HZ // 2  # a lost word weighs as much as this distance
@@ -46,12 +46,20 @@ class _Overlap:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What a chunk adds to the transcript."""
+class _Heard:
+    """A chunk and its tokens, of which the next chunk may take some away."""
 
+    result: ChunkResult
     tokens: list[Token]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a chunk adds to the transcript, beside its words."""
+
     tags: Tags
     events: tuple[str, ...]
+    n_tokens: int
 
 
 @dataclass(frozen=True)
@@ -62,37 +70,79 @@ class _Splice:
     n_right: int
 
 
-def merge(results: Sequence[ChunkResult], vocabulary: Vocabulary, n_samples: int) -> Transcript:
-    """The transcript of a file of ``n_samples`` from the results of all its chunks, in order.
-
-    ``text`` is what the tokenizer makes of each chunk's tokens, however they fall into segments.
-    Times never run backwards and stay within the file. ``language`` and ``emotion`` are those with
-    the most tokens; unknown ones count only where there is nothing else.
-    """
-    heard = [_tokens(result, vocabulary, n_samples) for result in results]
-    for k, result in enumerate(results[1:], start=1):
-        if result.overlap_samples:
-            overlap = _Overlap(result.start_sample, result.start_sample + result.overlap_samples)
-            heard[k - 1], heard[k] = _mend(heard[k - 1], heard[k], overlap, vocabulary)
-    parts = [_part(*pair, vocabulary) for pair in zip(results, heard, strict=True)]
-    words = make_words([part.tokens for part in parts], vocabulary, n_samples)
-    voters = [part for part in parts if part.tokens] or parts
-    return Transcript(
-        text="".join(word.text for of_part in words for word in of_part),
-        language=_most(((p.tags.language, len(p.tokens)) for p in voters), UNKNOWN_LANGUAGE),
-        emotion=_most(((p.tags.emotion, len(p.tokens)) for p in voters), UNKNOWN_EMOTION),
-        events=distinct(event for part in parts for event in part.events),
-        duration_s=n_samples / SAMPLE_RATE_HZ,
-        segments=make_segments(
-            Passage(of_part, part.tags.language, part.tags.emotion, part.events)
-            for of_part, part in zip(words, parts, strict=True)
-        ),
-    )
+def merge(results: Iterable[ChunkResult], vocabulary: Vocabulary, n_samples: int) -> Transcript:
+    """The transcript of a file of ``n_samples`` from the results of all its chunks, in order."""
+    merger = Merger(vocabulary)
+    for result in results:
+        merger.add(replace(result, end_sample=min(result.end_sample, n_samples)))
+    return merger.finish(n_samples)
 
 
-def _tokens(result: ChunkResult, vocabulary: Vocabulary, n_samples: int) -> list[Token]:
+class Merger:
+    """Merges chunk by chunk: each has a say only in the one before it."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._words = WordBuilder(vocabulary)
+        self._parts: list[_Part] = []
+        self._last: _Heard | None = None
+
+    def add(self, result: ChunkResult) -> str:
+        """Take the next chunk of the file, which ends no later than the file itself.
+
+        Returns what is certain now and was not before: the texts of all calls put together are a
+        prefix of the transcript's, from which only words of the last chunk may be missing.
+        """
+        tokens = _tokens(result, self._vocabulary)
+        gained = ""
+        if self._last is not None:
+            left = self._last.tokens
+            if result.overlap_samples:
+                left, tokens = _mend(left, tokens, _overlap(result), self._vocabulary)
+            gained = self._settle(self._last.result, left)
+        self._last = _Heard(result, tokens)
+        return gained
+
+    def finish(self, n_samples: int) -> Transcript:
+        """The transcript of a file of ``n_samples``, once, after its last chunk.
+
+        ``text`` is what the tokenizer makes of each chunk's tokens, however they fall into
+        segments. Times never run backwards and stay within the file. ``language`` and ``emotion``
+        are those with the most tokens; unknown ones count only where there is nothing else.
+        """
+        if self._last is not None:
+            self._settle(self._last.result, self._last.tokens)
+            self._last = None
+        words, parts = self._words.words(n_samples), self._parts
+        voters = [part for part in parts if part.n_tokens] or parts
+        return Transcript(
+            text="".join(word.text for of_part in words for word in of_part),
+            language=_most(((p.tags.language, p.n_tokens) for p in voters), UNKNOWN_LANGUAGE),
+            emotion=_most(((p.tags.emotion, p.n_tokens) for p in voters), UNKNOWN_EMOTION),
+            events=distinct(event for part in parts for event in part.events),
+            duration_s=n_samples / SAMPLE_RATE_HZ,
+            segments=make_segments(
+                Passage(of_part, part.tags.language, part.tags.emotion, part.events)
+                for of_part, part in zip(words, parts, strict=True)
+            ),
+        )
+
+    def _settle(self, result: ChunkResult, tokens: list[Token]) -> str:
+        hypothesis = result.hypothesis
+        tags = self._vocabulary.tags(hypothesis.prompt_ids)
+        body_events = self._vocabulary.body_events(hypothesis.token_ids.tolist())
+        self._parts.append(_Part(tags, distinct(tags.events + body_events), len(tokens)))
+        return self._words.add(tokens)
+
+
+def _overlap(result: ChunkResult) -> _Overlap:
+    """Of a chunk with the one before it."""
+    return _Overlap(result.start_sample, result.start_sample + result.overlap_samples)
+
+
+def _tokens(result: ChunkResult, vocabulary: Vocabulary) -> list[Token]:
     hypothesis = result.hypothesis
-    end = min(result.end_sample, n_samples)
+    end = result.end_sample
     frames = zip(
         hypothesis.token_ids.tolist(),
         hypothesis.first_frames.tolist(),
@@ -108,13 +158,6 @@ def _tokens(result: ChunkResult, vocabulary: Vocabulary, n_samples: int) -> list
         for token_id, first, last in frames
         if vocabulary.is_text(token_id)
     ]
-
-
-def _part(result: ChunkResult, tokens: list[Token], vocabulary: Vocabulary) -> _Part:
-    hypothesis = result.hypothesis
-    tags = vocabulary.tags(hypothesis.prompt_ids)
-    body_events = vocabulary.body_events(hypothesis.token_ids.tolist())
-    return _Part(tokens, tags, distinct(tags.events + body_events))
 
 
 def _mend(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sensevoice_service.types import SAMPLE_RATE_HZ, CorruptAudio
 
-MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 384_000
+MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 655_350  # the highest that FLAC can name
 MAX_CHANNELS = 64
 # A mixer takes milliseconds to build: a television recording needs a few, an attack any number.
 MAX_MIXERS = 100

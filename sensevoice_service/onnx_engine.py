@@ -1,23 +1,26 @@
 """The model on a CPU: onnxruntime, a chunk at a time, one thread a chunk while there are several.
 
 Two sessions hold the same weights. The narrow one gives each of several callers its share of the
-cores, without a word between threads; the wide one gives all cores to a caller that is alone.
+cores, without a word between threads; the wide one gives all cores to a caller that is alone, and
+will be: threads of both at once get into each other's way.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sensevoice_service.ctc import best_path
 from sensevoice_service.encoder import (
@@ -44,6 +47,7 @@ SLOW_FUSIONS = ["SkipLayerNormFusion"]
 LEAST_LIKENESS = 0.9
 
 Features = NDArray[np.float32]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,21 @@ class OnnxEngine:
         """Greedy CTC of every row."""
         rows = []
         for x in self._inputs.rows(batch):
-            with self._session() as session:
+            with self._session(batch) as session:
                 rows.append(session.run(["ids"], {"x": x})[0][0].astype(np.int32))
         return [best_path(row) for row in rows]
+
+    @torch.inference_mode()
+    def read_logits(self, chunks: Sequence[Chunk], read: Callable[[int, Tensor], T]) -> list[T]:
+        """As ``Engine.read_logits``: those of which the arg-max is taken, in int8 as well."""
+        batch = self.frontend(chunks)
+        found = []
+        for row, x in enumerate(self._inputs.rows(batch)):
+            with self._session(batch) as session:
+                logits = session.run(["logits"], {"x": x})[0][0]
+            found.append(read(row, torch.from_numpy(logits)))
+            del logits
+        return found
 
     def hidden(self, batch: FeatureBatch) -> list[Features]:
         """What the CTC head sees of each row: float32 ``(4 + T, output_size)``."""
@@ -109,10 +125,10 @@ class OnnxEngine:
         return None
 
     @contextmanager
-    def _session(self) -> Iterator[ort.InferenceSession]:
+    def _session(self, batch: FeatureBatch) -> Iterator[ort.InferenceSession]:
         with self._lock:
             self._n_callers += 1
-            is_alone = self._n_callers == 1
+            is_alone = self._n_callers == 1 and not batch.has_followers
         try:
             yield self._wide if is_alone else self._narrow
         finally:

@@ -48,7 +48,8 @@ def build_graph(weights: Mapping[str, Array], config: EncoderConfig, int8: Int8 
     """A serialised ONNX model; ``weights`` are float32 under the names of the checkpoint.
 
     Input ``x`` is float32 ``(B, T, input_size)``: prompts and features, scaled, with positions.
-    Outputs are ``ids``, int64 ``(B, T)``, the arg-max, and ``hidden``, ``(B, T, output_size)``.
+    Outputs are ``ids``, int64 ``(B, T)``, the arg-max, ``hidden``, ``(B, T, output_size)``, and
+    ``logits``, ``(B, T, vocab_size)``.
     """
     return _EncoderGraph(weights, config, int8).build()
 
@@ -72,7 +73,8 @@ class _EncoderGraph:
         for index in range(self._config.tp_blocks):
             x = self._block(x, f"encoder.tp_encoders.{index}")
         hidden = self._norm(x, "encoder.tp_norm")
-        logits = self._linear(hidden, "ctc.ctc_lo")
+        self._linear(hidden, "ctc.ctc_lo")
+        logits = self._name_last("logits")
         self._name_output("ids", self._node("ArgMax", [logits], axis=-1, keepdims=0))
         self._name_output("hidden", hidden)
         return bytes(self._model().SerializeToString())
@@ -166,6 +168,11 @@ class _EncoderGraph:
     def _name_output(self, name: str, value: str) -> None:
         self._nodes.append(helper.make_node("Identity", [value], [name]))
 
+    def _name_last(self, name: str) -> str:
+        """Make the last node's value an output without a copy of it; to be used by this name."""
+        self._nodes[-1].output[0] = name
+        return name
+
     def _new_name(self, kind: str) -> str:
         self._n_names += 1
         return f"{kind}_{self._n_names}"
@@ -176,6 +183,7 @@ class _EncoderGraph:
         outputs = [
             value("ids", TensorProto.INT64, ["B", "T"]),
             value("hidden", TensorProto.FLOAT, ["B", "T", config.output_size]),
+            value("logits", TensorProto.FLOAT, ["B", "T", config.vocab_size]),
         ]
         graph = helper.make_graph(self._nodes, "sensevoice", inputs, outputs, self._constants)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]

@@ -9,14 +9,15 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from sensevoice_service.audio import AudioLimits, decode
 from sensevoice_service.batch_call import Completion
 from sensevoice_service.chunker import ChunkPolicy, cut
-from sensevoice_service.merge import merge
+from sensevoice_service.merge import Merger
+from sensevoice_service.progress import Gauge, Teller
 from sensevoice_service.tags import Vocabulary
 from sensevoice_service.types import (
     Block,
@@ -28,6 +29,8 @@ from sensevoice_service.types import (
     Transcript,
     Upload,
 )
+
+_T = TypeVar("_T")
 
 # Four steps of 16 bits: below this there is nothing to hear, whatever a model makes of it.
 SILENCE_PEAK = 4 / 32_768
@@ -93,39 +96,79 @@ class Pipeline:
         options: DecodeOptions,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> PipelineResult:
-        """Raises ``ServiceError``; when cancelled, ends once nothing reads the file any more."""
+        """Raises ``ServiceError``; when cancelled, ends once nothing reads the file any more.
+
+        ``on_progress`` is called on the event loop for each chunk, in the order of the file.
+        """
         policy = self._policy
         blocks = self._decode(upload, policy.audio)
+        gauge = Gauge(upload)
+        watched = blocks if on_progress is None else gauge.watch(blocks)
+        teller = None if on_progress is None else Teller(on_progress, gauge)
         is_large = upload.size_bytes > policy.large_file_bytes
-        source = _ChunkSource(cut(blocks, options, policy.chunks, is_large=is_large), self._pool)
+        source = _ChunkSource(cut(watched, options, policy.chunks, is_large=is_large), self._pool)
+        draft = _Draft(self._vocabulary, self._pool, teller)
         running: deque[_Recognition] = deque()
-        done: list[_Recognised] = []
         try:
             while (chunk := await source.next()) is not None:
                 if len(running) == policy.max_chunks_in_flight:
-                    done.append(await running.popleft().finish())
+                    await draft.grow(await running.popleft().finish())
                 running.append(_Recognition(chunk, self._queue.submit(chunk)))
-            while running:
-                done.append(await running.popleft().finish())
+                while len(running) > 1 and running[0].is_done:
+                    await draft.grow(await running.popleft().finish())
+            while len(running) > 1:
+                await draft.grow(await running.popleft().finish())
+            return await draft.conclude(await running.popleft().finish(), source.spent_s)
         finally:
             for recognition in running:
                 recognition.cancel()
             await source.close()
             blocks.close()
-        # Merging hours of overlapping chunks takes a quarter of a second: not on the event loop.
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._conclude, done, source.spent_s)
 
-    def _conclude(self, done: list[_Recognised], decode_s: float) -> PipelineResult:
-        results = [one.result for one in done]
-        transcript = merge(results, self._vocabulary, results[-1].end_sample)
-        completions = [one.completion for one in done]
-        timings = Timings(
-            decode_s=decode_s,
-            queue_s=max(completion.queue_s for completion in completions),
-            infer_s=sum(completion.infer_s / completion.batch_size for completion in completions),
-        )
-        return PipelineResult(transcript, timings)
+
+class _Draft:
+    """A transcript in the making. It is merged in the pool: that may take long for an event loop.
+
+    Where nobody listens, all is merged at the end, which spares the pool a task for each chunk.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, pool: Executor, teller: Teller | None) -> None:
+        self._merger = Merger(vocabulary)
+        self._pool = pool
+        self._teller = teller
+        self._unmerged: list[ChunkResult] = []
+        self._queue_s = self._infer_s = 0.0
+
+    async def grow(self, one: _Recognised) -> None:
+        self._take(one)
+        if self._teller is not None:
+            text = await self._in_pool(self._merge)
+            self._teller.gained(text, one.result.end_sample)
+
+    async def conclude(self, last: _Recognised, decode_s: float) -> PipelineResult:
+        self._take(last)
+        transcript = await self._in_pool(self._finish)
+        if self._teller is not None:
+            self._teller.concluded(transcript.text)
+        return PipelineResult(transcript, Timings(decode_s, self._queue_s, self._infer_s))
+
+    def _take(self, one: _Recognised) -> None:
+        self._unmerged.append(one.result)
+        completion = one.completion
+        self._queue_s = max(self._queue_s, completion.queue_s)
+        self._infer_s += completion.infer_s / completion.batch_size
+
+    async def _in_pool(self, step: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, step)
+
+    def _merge(self) -> str:
+        results, self._unmerged = self._unmerged, []
+        return "".join([self._merger.add(result) for result in results])
+
+    def _finish(self) -> Transcript:
+        n_samples = self._unmerged[-1].end_sample
+        self._merge()
+        return self._merger.finish(n_samples)
 
 
 class _ChunkSource:
@@ -176,6 +219,10 @@ class _Recognition:
         if self._is_silent:
             hypothesis = _without_tokens(hypothesis)
         return _Recognised(ChunkResult(*self._span, hypothesis), completion)
+
+    @property
+    def is_done(self) -> bool:
+        return self._future.done()
 
     def cancel(self) -> None:
         self._future.cancel()

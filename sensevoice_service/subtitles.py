@@ -7,11 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import accumulate
+from typing import TYPE_CHECKING
 from unicodedata import east_asian_width
 
 from sensevoice_service.segments import divide, text_of
 from sensevoice_service.types import Segment, Transcript, Word
 from sensevoice_service.words import in_order, spaced
+
+if TYPE_CHECKING:
+    from config import Settings
 
 _ARROW = re.compile("-{2,}>")
 _FEWEST = 100.0  # a line more is never worth a better break
@@ -36,6 +40,16 @@ class SubtitleRules:
             raise ValueError("a cue has at least one line, and a line at least one character")
         if not 0 <= self.min_s <= self.max_s:
             raise ValueError("min_s must be between 0 and max_s")
+
+    @classmethod
+    def of(cls, settings: Settings) -> SubtitleRules:
+        return cls(
+            max_line_latin=settings.SUBTITLE_LINE_LATIN,
+            max_line_cjk=settings.SUBTITLE_LINE_CJK,
+            max_lines=settings.SUBTITLE_LINES,
+            min_s=settings.SUBTITLE_MIN_SEC,
+            max_s=settings.SUBTITLE_MAX_SEC,
+        )
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,10 @@ class Tags:
     with_itn: bool | None
 
 
+def _no_ids(_text: str) -> list[int]:
+    return []
+
+
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
     """A model's ``size`` pieces, by what they are; build it with ``from_pieces``.
@@ -57,25 +61,47 @@ class Vocabulary:
     ``tag_names`` maps the ids of tags to their names (``24885`` → ``"en"``), ``control_ids`` are
     those that stand for no text, and ``word_start_ids`` those that begin a word: pieces with a
     leading ``▁``, and Chinese and Japanese characters; a comma or stop belongs to the word before.
+    ``joining_ids`` begin with a letter or digit that goes on with the word before, if that is one
+    of ``open_ids``, which end in such a letter or digit. ``encode`` is the way from a text to ids.
     """
 
     size: int
     tag_names: Mapping[int, str]
     control_ids: frozenset[int]
     word_start_ids: frozenset[int]
+    joining_ids: frozenset[int]
+    open_ids: frozenset[int]
     decode: Callable[[list[int]], str]
+    encode: Callable[[str], list[int]]
     blank_id: int = 0
 
     @classmethod
     def from_pieces(
-        cls, pieces: Sequence[str], decode: Callable[[list[int]], str], *, blank_id: int = 0
+        cls,
+        pieces: Sequence[str],
+        decode: Callable[[list[int]], str],
+        encode: Callable[[str], list[int]] = _no_ids,
+        *,
+        blank_id: int = 0,
     ) -> Vocabulary:
-        """``pieces`` by id, and the tokenizer's own way (``DecodeIds``) from ids to text."""
+        """``pieces`` by id, and the tokenizer's own ways (``DecodeIds``, ``EncodeAsIds``)."""
         tags = {i: found[1] for i, piece in enumerate(pieces) if (found := _TAG.fullmatch(piece))}
         controls = {i for i, piece in enumerate(pieces) if piece in _CONTROLS}
         starts = {i for i, piece in enumerate(pieces) if _starts_word(piece)}
+        joining = {i for i, piece in enumerate(pieces) if piece[:1].isalnum()} - starts
+        open_ended = {i for i, piece in enumerate(pieces) if _is_open(piece)}
         controls.add(blank_id)
-        return cls(len(pieces), tags, frozenset(controls), frozenset(starts), decode, blank_id)
+        return cls(
+            size=len(pieces),
+            tag_names=tags,
+            control_ids=frozenset(controls),
+            word_start_ids=frozenset(starts),
+            joining_ids=frozenset(joining),
+            open_ids=frozenset(open_ended),
+            decode=decode,
+            encode=encode,
+            blank_id=blank_id,
+        )
 
     def is_text(self, token_id: int) -> bool:
         """Neither a tag nor a control piece."""
@@ -84,6 +110,10 @@ class Vocabulary:
     def starts_word(self, token_id: int) -> bool:
         """Whether text may be parted ahead of this token."""
         return token_id in self.word_start_ids
+
+    def is_joint(self, before: int | None, after: int) -> bool:
+        """Whether no word goes on from one token (``None``: there is none) into the next."""
+        return after not in self.joining_ids or before not in self.open_ids
 
     def tags(self, prompt_ids: Iterable[int]) -> Tags:
         """Read by name, not by position: the model may leave a blank or a word in any of them."""
@@ -105,6 +135,11 @@ class Vocabulary:
     def text(self, token_ids: Iterable[int]) -> str:
         """The words alone."""
         return self.decode([int(i) for i in token_ids if self.is_text(int(i))]).strip()
+
+    def tag_ids(self, names: Iterable[str]) -> dict[str, int]:
+        """The ids of those tags that the model has, by name."""
+        wanted = set(names)
+        return {name: i for i, name in self.tag_names.items() if name in wanted}
 
     def raw(
         self, prompt_ids: Iterable[int], token_ids: Iterable[int], *, first_frame: int = 0
@@ -153,6 +188,10 @@ def _starts_word(piece: str) -> bool:
         return True
     is_mark = category(piece[:1] or " ") in _TRAILING_MARKS
     return _UNSPACED.match(piece) is not None and not is_mark
+
+
+def _is_open(piece: str) -> bool:
+    return piece[-1:].isalnum() and not _UNSPACED.match(piece[-1])
 
 
 def _is_language(name: str) -> bool:

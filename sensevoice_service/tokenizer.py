@@ -18,4 +18,4 @@ def load_vocabulary(bpe_model: Path) -> Vocabulary:
     except RuntimeError as error:
         raise ModelError(f"{bpe_model} is no sentencepiece model: {error}") from None
     pieces = [processor.IdToPiece(index) for index in range(processor.GetPieceSize())]
-    return Vocabulary.from_pieces(pieces, processor.DecodeIds)
+    return Vocabulary.from_pieces(pieces, processor.DecodeIds, processor.EncodeAsIds)

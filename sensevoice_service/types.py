@@ -64,7 +64,8 @@ class Chunk:
     """A stretch of one file that the model sees at once.
 
     ``samples`` is float32 ``(n_samples,)``, ``start_sample`` counts from the start of the file at
-    16 kHz, and the first ``overlap_samples`` are also the end of the chunk before it.
+    16 kHz, and the first ``overlap_samples`` are also the end of the chunk before it. Behind one
+    that ``is_last`` none of its file will come.
     """
 
     samples: NDArray[np.float32]
@@ -72,6 +73,7 @@ class Chunk:
     index: int
     options: DecodeOptions
     overlap_samples: int = 0
+    is_last: bool = True
 
     @property
     def end_sample(self) -> int:

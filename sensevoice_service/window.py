@@ -7,21 +7,22 @@ from typing import BinaryIO
 
 
 class Window:
-    """A file from ``start_byte`` to its end, read-only, for libav and for looking ahead.
+    """A file from ``start_byte`` to ``end_byte``, read-only, for libav and for looking ahead.
 
-    It has no name, so that the client's words never reach libav, and no ``close``. A seek to
-    outside of the file stops at its border: damaged files ask for such places.
+    An ``end_byte`` of 0 is the file's own end. It has no name, so that the client's words never
+    reach libav, and no ``close``. A seek to outside stops at its border: damaged files ask for such
+    places.
     """
 
-    def __init__(self, file: BinaryIO, start_byte: int = 0) -> None:
+    def __init__(self, file: BinaryIO, start_byte: int = 0, end_byte: int = 0) -> None:
         self._file = file
         self._start_byte = start_byte
         file.seek(0, SEEK_END)
-        self.size_bytes = max(0, file.tell() - start_byte)
+        self.size_bytes = max(0, min(end_byte or file.tell(), file.tell()) - start_byte)
         self.seek(0)
 
     def read(self, n_bytes: int) -> bytes:
-        return self._file.read(n_bytes)
+        return self._file.read(min(n_bytes, self.size_bytes - self.tell()))
 
     def tell(self) -> int:
         return self._file.tell() - self._start_byte

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from unicodedata import category
 
 from sensevoice_service.tags import Vocabulary, join
@@ -58,7 +58,7 @@ class _Piece:
         return not (self.is_spoken or self.is_opening) and _is_unspaced(self.surface)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Sound:
     """A word before its neighbours are known: it ends at about ``end_sample``."""
 
@@ -68,26 +68,65 @@ class _Sound:
     end_sample: int
 
 
-def make_words(
-    parts: Sequence[Sequence[Token]], vocabulary: Vocabulary, n_samples: int
-) -> list[tuple[Word, ...]]:
-    """The words of each part of a file of ``n_samples``; a part is what one chunk adds to it.
+class WordBuilder:
+    """Makes the words of a file part by part; a part is what one chunk adds to it.
 
     All texts put together are the text of the file: a word brings the space ahead of it, if its
     tokens have one or, at the start of a part, if its script has. Marks belong to the word before
-    them, opening ones to the word after; beside a Chinese or Japanese character, Latin letters and
-    digits are a word of their own. Starts never run backwards, no word ends after the next one's
-    start, and all times lie in the file.
+    them, also if a part begins with them, opening ones to the word after; beside a Chinese or
+    Japanese character, Latin letters and digits are a word of their own.
     """
-    sounds = list(_sounds(parts, vocabulary))
-    starts = in_order([s.start_sample for s in sounds], n_samples, _LEAST_SAMPLES)
-    words: list[list[Word]] = [[] for _ in parts]
-    for sound, start, following in zip(sounds, starts, [*starts[1:], None], strict=False):
-        end = max(start, min(sound.end_sample, n_samples))
-        if following is not None and following - end <= _NEAR_SAMPLES:
-            end = following
-        words[sound.part] += _characters(sound.text, start, end)
-    return [tuple(of_part) for of_part in words]
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._pieces = _Pieces(vocabulary)
+        self._sounds: list[_Sound] = []
+        self._n_parts = 0
+        # Of the last part that has any pieces: the next one may hand back a comma or a stop to it.
+        self._last: list[_Piece] = []
+        self._last_part = self._n_before_last = 0
+
+    def add(self, part: Sequence[Token]) -> str:
+        """Take the next part; returns what the text of the file gained, at its end."""
+        pieces = [self._pieces[token] for token in part]
+        closing = list(takewhile(lambda piece: piece.is_closing, pieces)) if self._last else []
+        gained = self._close(closing) if closing else ""
+        if own := pieces[len(closing) :]:
+            self._last, self._last_part = own, self._n_parts
+            self._n_before_last = len(self._sounds)
+            gained += self._write_last()
+        self._n_parts += 1
+        return gained
+
+    def words(self, n_samples: int) -> list[tuple[Word, ...]]:
+        """The words of each part of a file of ``n_samples``.
+
+        Starts never run backwards, no word ends after the next one's start, and all times lie in
+        the file.
+        """
+        starts = in_order([s.start_sample for s in self._sounds], n_samples, _LEAST_SAMPLES)
+        words: list[list[Word]] = [[] for _ in range(self._n_parts)]
+        for sound, start, following in zip(self._sounds, starts, [*starts[1:], None], strict=False):
+            end = max(start, min(sound.end_sample, n_samples))
+            if following is not None and following - end <= _NEAR_SAMPLES:
+                end = following
+            words[sound.part] += _characters(sound.text, start, end)
+        return [tuple(of_part) for of_part in words]
+
+    def _close(self, marks: Sequence[_Piece]) -> str:
+        before = sum(len(sound.text) for sound in self._sounds[self._n_before_last :])
+        del self._sounds[self._n_before_last :]
+        self._last += marks
+        return self._write_last()[before:]
+
+    def _write_last(self) -> str:
+        groups = _groups(self._last)
+        texts = _texts([[piece.token.id for piece in group] for group in groups], self._vocabulary)
+        for k, (group, text) in enumerate(zip(groups, texts, strict=True)):
+            if not k:
+                text = spaced(self._sounds[-1].text if self._sounds else "", text)
+            self._sounds.append(_Sound(self._last_part, text, *_span(group)))
+        return "".join(sound.text for sound in self._sounds[self._n_before_last :])
 
 
 def spaced(before: str, text: str) -> str:
@@ -110,27 +149,6 @@ def in_order(starts: Sequence[int], stop: int, apart: int) -> list[int]:
         ordered[k] = max(0, min(ordered[k], latest))
         latest = ordered[k] - apart
     return ordered
-
-
-def _sounds(parts: Sequence[Sequence[Token]], vocabulary: Vocabulary) -> Iterator[_Sound]:
-    pieces = _Pieces(vocabulary)
-    before = ""
-    for index, part in enumerate(_handed_back([[pieces[t] for t in part] for part in parts])):
-        groups = _groups(part)
-        texts = _texts([[piece.token.id for piece in group] for group in groups], vocabulary)
-        for k, (group, text) in enumerate(zip(groups, texts, strict=True)):
-            before = text if k else spaced(before, text)
-            yield _Sound(index, before, *_span(group))
-
-
-def _handed_back(parts: list[list[_Piece]]) -> list[list[_Piece]]:
-    """A comma or stop that a part begins with closes the part before it."""
-    spoken: list[_Piece] | None = None
-    for part in parts:
-        while spoken and part and part[0].is_closing:
-            spoken.append(part.pop(0))
-        spoken = part or spoken
-    return parts
 
 
 class _Pieces:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ import pytest
 
 if TYPE_CHECKING:
     from bench.reference import FunAsr
+    from tests.browser import Browser
+    from tests.hostile import Victim
     from tests.models import Model
 
 DEMO_FOLDER = Path(__file__).resolve().parents[1] / "sensevoice_service" / "demo_model"
@@ -25,6 +28,15 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tmp_path_factory.mktemp("small-model")
     make_model(folder, small=True)
     return load_model(folder)
+
+
+@pytest.fixture(scope="session")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    """The service as it is run, with the demo model, for clients that mean no good."""
+    from tests.hostile import victim_service
+
+    with victim_service(tmp_path_factory.mktemp("victim")) as place:
+        yield place
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +67,18 @@ def funasr(model: Model) -> FunAsr:
     from bench.reference import FunAsr
 
     return FunAsr(model.folder.path)
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    from tests.browser import Browser
+
+    found = Browser(tmp_path_factory.mktemp("downloads"))
+    yield found
+    found.driver.quit()
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Browser:
+    chromium.complaints()  # those of the test before
+    return chromium

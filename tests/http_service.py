@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import queue
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from sensevoice_service.types import (
     Transcript,
     UnsupportedAudio,
     Upload,
+    Word,
 )
 
 MODEL = ModelInfo("tiny", True, "cpu", "fp32", "/models/tiny", 1000)
@@ -41,7 +43,10 @@ PATIENCE_S = 10.0  # how long a test waits for what must come, before it fails
 
 
 def transcript(text: str, language: str = "zh", duration_s: float = 1.5) -> Transcript:
-    segment = Segment(0.0, duration_s, text, language, "NEUTRAL", ("Speech",))
+    words = tuple(
+        Word(k / 4, (k + 1) / 4, word) for k, word in enumerate(re.findall(r"\s*\S+", text))
+    )
+    segment = Segment(0.0, duration_s, text, language, "NEUTRAL", ("Speech",), words)
     return Transcript(text, language, "NEUTRAL", ("Speech",), duration_s, (segment,))
 
 
@@ -61,6 +66,9 @@ class FakePipeline:
         heard = upload.file.read(16)
         self.has_started.set()
         if heard == b"wait":
+            await self._wait_for_ever()
+        if heard == b"half" and on_progress is not None:
+            on_progress(Progress(0.5, "half"))
             await self._wait_for_ever()
         if heard == b"break":
             raise RuntimeError("secret of the house")
@@ -114,6 +122,7 @@ class House:
             self.settings.QUEUE_TIMEOUT_SEC,
             lambda: self.memory.percent,
             self.settings.MEMORY_LIMIT_PERCENT,
+            request_timeout_s=self.settings.REQUEST_TIMEOUT_SEC,
         )
 
         self.metrics = Metrics(CollectorRegistry(), self.sources())
@@ -184,7 +193,13 @@ class _Server(uvicorn.Server):
 def serving(app: FastAPI) -> Iterator[int]:
     """A real server in a thread; gives its port."""
     config = uvicorn.Config(
-        app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=1
+        app,
+        port=0,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,
+        http="h11",
+        loop="asyncio",
     )
     server = _Server(config)
     thread = threading.Thread(target=server.run)

@@ -5,13 +5,24 @@ import asyncio
 import pytest
 
 from sensevoice_service.admission import LONGEST_RETRY_AFTER_S, Admission, AdmissionStats
-from sensevoice_service.types import Overloaded
+from sensevoice_service.types import NotReady, Overloaded, TimedOut
 
 
 def admission(
-    limit: int = 1, max_waiting: int = 10, queue_timeout_s: float = 5.0, percent: float = 10.0
+    limit: int = 1,
+    max_waiting: int = 10,
+    queue_timeout_s: float = 5.0,
+    percent: float = 10.0,
+    request_timeout_s: float = 0.0,
 ) -> Admission:
-    return Admission(limit, max_waiting, queue_timeout_s, lambda: percent, 90.0)
+    return Admission(
+        limit,
+        max_waiting,
+        queue_timeout_s,
+        lambda: percent,
+        90.0,
+        request_timeout_s=request_timeout_s,
+    )
 
 
 async def settle() -> None:
@@ -175,3 +186,94 @@ async def test_refusal_says_what_a_newcomer_would_be_told() -> None:
     async with door.slot():
         assert door.refusal() == "1 requests are being worked on and 0 are waiting"
     assert admission(percent=95.0).refusal() == "the service is short of memory"
+
+
+class Work:
+    """Goes on until it is cancelled, and then takes a while to end."""
+
+    def __init__(self) -> None:
+        self.has_ended = False
+
+    async def __call__(self) -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await asyncio.sleep(0)
+            self.has_ended = True
+
+
+@pytest.mark.asyncio
+async def test_work_that_takes_too_long_is_ended_and_waited_for() -> None:
+    door, work = admission(request_timeout_s=0.01), Work()
+    with pytest.raises(TimedOut, match=r"longer than 0\.01 s"):
+        async with door.slot() as place:
+            await place.within(work())
+    assert work.has_ended
+    assert door.stats().active == 0
+
+
+@pytest.mark.asyncio
+async def test_the_wait_for_a_slot_is_part_of_a_request_s_time() -> None:
+    door = admission(request_timeout_s=0.01)
+    with door.enter() as place:
+        await place.granted()
+        with pytest.raises(TimedOut):
+            async with door.slot():
+                pytest.fail("there was no second slot")
+    assert door.stats() == AdmissionStats(active=0, waiting=0, limit=1, max_waiting=10)
+
+
+@pytest.mark.asyncio
+async def test_work_within_its_time_gives_its_result_or_error() -> None:
+    async def result() -> int:
+        return 7
+
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    async with admission(request_timeout_s=60.0).slot() as place:
+        assert await place.within(result()) == 7
+        with pytest.raises(ZeroDivisionError):
+            await place.within(fail())
+
+
+@pytest.mark.asyncio
+async def test_a_request_that_is_over_leaves_no_timer_behind() -> None:
+    door = admission(limit=2, request_timeout_s=60.0)
+    with door.enter(), door.enter():
+        assert len(door._timers) == 2
+    assert door._timers == {}
+
+
+@pytest.mark.asyncio
+async def test_work_is_cancelled_with_its_client() -> None:
+    work = Work()
+    async with admission().slot() as place:
+        task = asyncio.create_task(place.within(work()))
+        await settle()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert work.has_ended
+
+
+@pytest.mark.asyncio
+async def test_closing_ends_those_who_work_and_wait_and_lets_nobody_in() -> None:
+    door, work = admission(), Work()
+
+    async def visit() -> None:
+        async with door.slot() as place:
+            await place.within(work())
+
+    working = asyncio.create_task(visit())
+    waiting = asyncio.create_task(visit())
+    await settle()
+    assert (door.stats().active, door.stats().waiting) == (1, 1)
+    door.close()
+    for task in (working, waiting):
+        with pytest.raises(NotReady, match="stopping") as caught:
+            await task
+        assert caught.value.retry_after_s in range(1, LONGEST_RETRY_AFTER_S + 1)
+    with pytest.raises(NotReady):
+        door.enter()
+    assert (door.stats().active, door.stats().waiting) == (0, 0)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import queue
-import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,66 +17,12 @@ import torch
 
 from config import Settings, load_settings
 from sensevoice_service.types import LANGUAGES
+from tests import server_process
 from tests.audio_files import pcm16, voice, wav
 from tests.models import Model, chunk_of
+from tests.server_process import ADDRESS, ServerProcess, until_ready
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENT_S = 60.0  # only a hang takes that long
-ADDRESS = re.compile(r"Uvicorn running on (http://\S+)")
-
-
-class ServerProcess:
-    """``python api.py`` with what it logs; ``client`` speaks to it."""
-
-    def __init__(self, script: Path, environment: Mapping[str, str]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(script)],
-            cwd=script.parent,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.lines: list[str] = []
-        self._found: queue.Queue[str] = queue.Queue()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line.rstrip("\n"))
-            if found := ADDRESS.search(line):
-                self._found.put(found[1])
-        self._found.put("")
-
-    @contextlib.contextmanager
-    def client(self) -> Iterator[httpx.Client]:
-        address = self._found.get(timeout=PATIENT_S)
-        assert address, self.log
-        with httpx.Client(base_url=address, timeout=PATIENT_S, trust_env=False) as client:
-            yield client
-
-    @property
-    def log(self) -> str:
-        return "\n".join(self.lines)
-
-    @property
-    def errors(self) -> list[str]:
-        return [line for line in self.lines if " ERROR " in line]
-
-    def exit_status(self) -> int:
-        """Wait for its end; all that it logged is in ``lines`` then."""
-        status = self.process.wait(PATIENT_S)
-        self._reader.join(PATIENT_S)
-        return status
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.exit_status()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +53,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory, closed_hub: str) -> di
         **inherited,
         "PORT": "0",
         "INTRA_OP_THREADS": "1",
+        "DRAIN_SEC": "0",
         "MODELSCOPE_DOMAIN": closed_hub,
         "HF_ENDPOINT": closed_hub,
         "MODELSCOPE_CACHE": str(caches / "ms"),
@@ -119,26 +62,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory, closed_hub: str) -> di
     }
 
 
-@contextlib.contextmanager
 def running(
     project: Path, environment: Mapping[str, str], **settings: str
-) -> Iterator[ServerProcess]:
-    server = ServerProcess(project / "api.py", {**environment, **settings})
-    try:
-        yield server
-    finally:
-        server.end()
-
-
-def until_ready(client: httpx.Client) -> list[httpx.Response]:
-    """Ask for its health until it is no longer loading; every answer on the way."""
-    answers = [client.get("/health")]
-    pause = threading.Event()
-    while answers[-1].json()["status"] == "loading":
-        assert len(answers) < PATIENT_S * 10
-        pause.wait(0.1)
-        answers.append(client.get("/health"))
-    return answers
+) -> AbstractContextManager[ServerProcess]:
+    script = str(project / "api.py")
+    return server_process.running(script, folder=project, environment=environment, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -372,8 +300,9 @@ def test_the_settings_say_how_files_are_cut() -> None:
         LARGE_FILE_CHUNK_SIZE_SEC=12,
         CHUNKS_IN_FLIGHT=3,
     )
-    policy = pipeline_policy(settings)
+    policy = pipeline_policy(settings, n_workers=3)
     assert policy.audio.max_audio_s == 100
     assert (policy.chunks.whole_s, policy.chunks.chunk_s) == (25, 12)
+    assert policy.chunks.n_lanes == 3
     assert policy.large_file_bytes == 1_572_864
     assert policy.max_chunks_in_flight == 3

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +58,7 @@ def assert_covers(chunks: Sequence[Chunk], samples: Samples) -> None:
         np.testing.assert_array_equal(
             chunk.samples, samples[chunk.start_sample : chunk.end_sample], strict=True
         )
+        assert chunk.is_last == (index == len(chunks) - 1)
         end = chunk.end_sample
     assert end == len(samples)
 
@@ -90,9 +93,10 @@ def test_a_large_file_is_cut_at_the_chunk_length_from_the_start() -> None:
     assert len(chunks) == 2
 
 
+@pytest.mark.parametrize("n_lanes", [1, 2, 7])
 @pytest.mark.parametrize("is_large", [False, True])
 @pytest.mark.parametrize("seed", range(12))
-def test_every_sample_is_covered_within_the_limits(seed: int, is_large: bool) -> None:
+def test_every_sample_is_covered_within_the_limits(seed: int, is_large: bool, n_lanes: int) -> None:
     rng = np.random.default_rng(seed)
     chunk_s = rng.uniform(1, 5)
     policy = ChunkPolicy(
@@ -101,6 +105,7 @@ def test_every_sample_is_covered_within_the_limits(seed: int, is_large: bool) ->
         search_s=(None, 0.1, chunk_s / 4, chunk_s)[seed % 4],
         overlap_s=rng.uniform(0, 3),
         tail_s=rng.uniform(0, 1),
+        n_lanes=n_lanes,
     )
     parts = [noise(rng.uniform(0, 2), rng.choice([0, 1e-5, 0.01, 0.3]), i) for i in range(20)]
     samples = np.concatenate(parts)[: rng.integers(1, 400_000)]
@@ -118,12 +123,14 @@ def test_every_sample_is_covered_within_the_limits(seed: int, is_large: bool) ->
         assert len(chunk.samples) - chunk.overlap_samples >= policy.tail_samples
 
 
+@pytest.mark.parametrize("n_lanes", [1, 2])
 @pytest.mark.parametrize("samples", [noise(13.0), speech(16, 0.6, 0.3)], ids=["noise", "speech"])
-def test_cuts_do_not_depend_on_how_the_stream_is_divided(samples: Samples) -> None:
-    expected = [(c.start_sample, c.end_sample) for c in chunks_of(samples)]
+def test_cuts_do_not_depend_on_how_the_stream_is_divided(samples: Samples, n_lanes: int) -> None:
+    policy = replace(POLICY, n_lanes=n_lanes)
+    expected = [(c.start_sample, c.end_sample) for c in chunks_of(samples, policy)]
     assert len(expected) > 2
     for size in (1, 160, 50_000, len(samples)):
-        chunks = chunks_of(samples, size=size)
+        chunks = chunks_of(samples, policy, size=size)
         assert [(c.start_sample, c.end_sample) for c in chunks] == expected
 
 
@@ -216,6 +223,65 @@ def test_the_last_chunk_is_no_sliver(excess_samples: int) -> None:
     assert len(chunks[1].samples) - chunks[1].overlap_samples >= SAMPLE_RATE_HZ // 2
 
 
+def finish_s(chunks: Sequence[Chunk], n_lanes: int) -> float:
+    """When the last is done, each second of audio taking one, if whoever is free takes the next."""
+    done_s = [0.0] * n_lanes
+    for chunk in chunks:
+        first = done_s.index(min(done_s))
+        done_s[first] += len(chunk.samples) / SAMPLE_RATE_HZ
+    return max(done_s)
+
+
+@pytest.mark.parametrize("n_bursts", range(25, 60, 3))
+def test_those_side_by_side_end_at_about_the_same_time(n_bursts: int) -> None:
+    """A pause every 0.85 s: within two of them, where the last of even chunks may be 5 s late."""
+    samples = speech(n_bursts, burst_s=0.6, pause_s=0.25)
+    chunks = chunks_of(samples, ChunkPolicy(whole_s=20.0, chunk_s=10.0, n_lanes=2))
+    assert_covers(chunks, samples)
+    assert finish_s(chunks, 2) - len(samples) / SAMPLE_RATE_HZ / 2 < 1.7
+
+
+@pytest.mark.parametrize("n_lanes", [3, 4, 8])
+def test_even_shares_end_no_later_than_long_chunks(n_lanes: int) -> None:
+    policy = ChunkPolicy(whole_s=20.0, chunk_s=10.0)
+    gains_s = []
+    for n_bursts in range(25, 60, 4):
+        samples = speech(n_bursts, burst_s=0.6, pause_s=0.25)
+        chunks = chunks_of(samples, replace(policy, n_lanes=n_lanes))
+        assert_covers(chunks, samples)
+        gains_s.append(finish_s(chunks_of(samples, policy), n_lanes) - finish_s(chunks, n_lanes))
+    assert min(gains_s) > -0.3
+    assert max(gains_s) > 0
+
+
+def test_chunks_far_from_the_end_are_as_long_for_many_as_for_one() -> None:
+    samples = speech(203, burst_s=0.6, pause_s=0.25)
+    for_one = chunks_of(samples)
+    for_many = chunks_of(samples, replace(POLICY, n_lanes=2))
+    spans = [[(c.start_sample, c.end_sample) for c in chunks] for chunks in (for_one, for_many)]
+    assert spans[0][:-4] == spans[1][: len(for_one) - 4]
+    assert spans[0] != spans[1]
+
+
+def test_a_rest_that_leaves_no_room_for_two_is_one_chunk() -> None:
+    samples = even_noise(6.0)
+    policy = ChunkPolicy(whole_s=0.0, chunk_s=4.0, overlap_s=0.8, tail_s=0.5, n_lanes=2)
+    assert policy.earliest_aim_samples > SAMPLE_RATE_HZ
+    for duration_s in (0.5, 2.0, 4.0):
+        assert len(chunks_of(samples[: round(duration_s * SAMPLE_RATE_HZ)], policy)) == 1
+
+
+def test_without_a_pause_the_rest_is_cut_near_its_even_share() -> None:
+    """The overlaps are heard twice, and count."""
+    samples = even_noise(20.0)
+    policy = ChunkPolicy(whole_s=20.0, chunk_s=12.0, overlap_s=0.8, tail_s=0.5, n_lanes=2)
+    chunks = chunks_of(samples, policy, is_large=True)
+    assert_covers(chunks, samples)
+    assert [len(chunk.samples) / SAMPLE_RATE_HZ for chunk in chunks] == pytest.approx(
+        [10.0, 10.0], abs=1.0
+    )
+
+
 def test_chunks_own_their_samples() -> None:
     samples = noise(20.0)
     stream = cut(blocks_of(samples, 16_000), OPTIONS, POLICY)
@@ -250,8 +316,15 @@ def test_samples_that_are_not_numbers_are_cut_all_the_same() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"chunk_s": 0.5}, {"whole_s": -1.0}, {"overlap_s": -0.1}, {"search_s": 0.0}, {"tail_s": -1.0}],
+    [
+        {"chunk_s": 0.5},
+        {"whole_s": -1.0},
+        {"overlap_s": -0.1},
+        {"search_s": 0.0},
+        {"tail_s": -1.0},
+        {"n_lanes": 0},
+    ],
 )
-def test_a_policy_that_cannot_be_kept_is_refused(wrong: dict[str, float]) -> None:
+def test_a_policy_that_cannot_be_kept_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ChunkPolicy(**{"whole_s": 6.0, "chunk_s": 4.0, **wrong})

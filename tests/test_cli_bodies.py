@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from sensevoice_service.cli.bodies import Heard, render
+from sensevoice_service.subtitles import SubtitleRules
 from sensevoice_service.types import Segment, Transcript
 
 SEGMENTS = (
@@ -59,3 +61,8 @@ def test_subtitles_have_the_words_and_lie_within_the_segments(form: str) -> None
     for start_s, end_s, text in found:
         segment = SEGMENTS[0] if "hello" in text else SEGMENTS[1]
         assert segment.start_s <= start_s < end_s
+
+
+def test_subtitles_keep_the_rules_of_their_hearer() -> None:
+    heard = replace(HEARD, rules=SubtitleRules(max_line_latin=5, max_lines=1))
+    assert [text for *_, text in cues(render(heard, "a.wav", "srt"))][:2] == ["hello", "world"]

@@ -22,7 +22,7 @@ HELLO_S, NIHAO_S = 1.974, 2.452
 @pytest.fixture(scope="module")
 def hear() -> Iterator[LocalRecogniser]:
     n_threads = torch.get_num_threads()
-    recogniser = LocalRecogniser(load_settings(MODEL="demo"), DecodeOptions())
+    recogniser = LocalRecogniser(load_settings(MODEL="demo", SUBTITLE_LINES=1), DecodeOptions())
     yield recogniser
     recogniser.close()
     torch.set_num_threads(n_threads)
@@ -33,6 +33,7 @@ def test_files_are_heard_by_the_model_of_the_settings(hear: LocalRecogniser) -> 
     assert found.transcript.text == "hello world good morning"
     assert found.transcript.duration_s == pytest.approx(HELLO_S, abs=0.001)
     assert (found.model["name"], found.model["demo"]) == ("demo", True)
+    assert found.rules.max_lines == 1
     assert hear.description == f"demo on cpu in {found.model['precision']}"
 
 

@@ -84,13 +84,34 @@ def test_a_file_is_sent_with_its_name_and_options_and_its_transcript_comes_back(
     assert options == ENGLISH
 
 
+def test_a_service_with_keys_is_opened_by_the_key(tmp_path: Path) -> None:
+    path = audio(tmp_path, b"good morning")
+    with serving(house(API_KEYS="one,two").app()) as port:
+        url = f"http://127.0.0.1:{port}"
+        opened = RemoteRecogniser(Server.at(url, "two"), ENGLISH)
+        assert opened(path).transcript.text == "good morning"
+        for key in ("", "three"):
+            with pytest.raises(FileFailed, match="API key"):
+                RemoteRecogniser(Server.at(url, key), ENGLISH)(path)
+
+
+@pytest.mark.parametrize("key", ["ключ", "a\nb", "a\r\nX-Other: b"])
+def test_a_key_that_fits_no_header_is_refused(key: str) -> None:
+    with pytest.raises(UsageError, match="API key"):
+        Server.at("http://127.0.0.1", key)
+
+
+def test_a_key_is_not_shown() -> None:
+    assert "s3cret" not in repr(Server.at("http://127.0.0.1", "s3cret"))
+
+
 def test_a_file_of_many_pieces_arrives_whole(tmp_path: Path) -> None:
     parts, sizes = house(), []
     transcribe = parts.pipeline.transcribe
 
-    async def measure(upload: Any, options: DecodeOptions) -> Any:
+    async def measure(upload: Any, options: DecodeOptions, on_progress: Any = None) -> Any:
         sizes.append(upload.size_bytes)
-        return await transcribe(upload, options)
+        return await transcribe(upload, options, on_progress)
 
     parts.pipeline.transcribe = measure  # type: ignore[method-assign]
     with recogniser(parts.app()) as hear:

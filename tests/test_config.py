@@ -49,7 +49,7 @@ def problem(**overrides: Any) -> str:
 
 def test_the_example_shows_each_setting_with_its_default_in_the_order_of_the_settings() -> None:
     assert list(example_values()) == list(DEFAULTS)
-    assert example_values() == DEFAULTS
+    assert example_values() == {**DEFAULTS, "API_KEYS": ""}
 
 
 def test_the_example_says_of_each_setting_what_it_means() -> None:
@@ -115,6 +115,14 @@ def test_an_unknown_name_in_the_local_file_is_told_with_those_that_are_known(
         ("MAX_FILES", "0", "greater than or equal to 1"),
         ("LOG_LEVEL", "info", "'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
         ("LOG_FILENAMES", "perhaps", "boolean"),
+        ("RATE_LIMIT", "60", "such as 60/minute"),
+        ("RATE_LIMIT", "0/minute", "such as 60/minute"),
+        ("RATE_LIMIT", "5/week", "such as 60/minute"),
+        ("CORS_ORIGINS", "https://a.example, b.example", "https://example.com"),
+        ("CORS_ORIGINS", "https://a.example/", "https://example.com"),
+        ("API_KEYS_FILE", "/nonexistent/keys", "no such file"),
+        ("API_KEYS_FILE", "/", "no such file"),
+        ("TLS_CERTFILE", "/nonexistent/cert.pem", "no such file"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_setting_and_what_is_allowed(
@@ -148,6 +156,11 @@ def test_a_chunk_may_not_be_longer_than_what_stays_whole() -> None:
     assert "LARGE_FILE_CHUNK_SIZE_SEC must not exceed LARGE_FILE_DURATION_SEC" in message
 
 
+def test_subtitles_may_not_have_to_stay_longer_than_they_may() -> None:
+    message = problem(SUBTITLE_MIN_SEC=7.5)
+    assert "SUBTITLE_MIN_SEC must not exceed SUBTITLE_MAX_SEC" in message
+
+
 @pytest.mark.parametrize(
     ("word", "meaning"),
     [
@@ -172,6 +185,59 @@ def test_quantize_in_the_local_file_may_be_a_switch(
 ) -> None:
     local_config(f"QUANTIZE = {value}\n")
     assert load_settings().model_dump()["QUANTIZE"] == meaning
+
+
+def test_keys_come_from_both_settings(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes("\ufeffone\r\n# nobody's\n two # of a friend\n\nth#ree\n".encode())
+    settings = load_settings(API_KEYS="four, five,", API_KEYS_FILE=str(path))
+    keys = [key.get_secret_value() for key in settings.api_keys()]
+    assert keys == ["four", "five", "one", "two", "th#ree"]
+    assert load_settings().api_keys() == ()
+
+
+@pytest.mark.parametrize("value", [" ", ",", " , ,", "a b", "ключ", "tab\tbed"])
+def test_a_slip_in_the_keys_does_not_let_everyone_in(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("API_KEYS", value)
+    message = problem()
+    assert "key" in message
+    assert f"got {value!r}" not in message
+
+
+def test_a_file_of_no_keys_does_not_let_everyone_in(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# none yet\n")
+    assert "has no key" in problem(API_KEYS_FILE=str(path))
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "API_KEYS_FILE cannot be read" in problem(API_KEYS_FILE=str(path))
+
+
+def test_a_wrong_value_that_is_secret_is_not_shown(local_config: WriteLocal) -> None:
+    local_config("API_KEYS = ['s3cret']\n")
+    assert "API_KEYS: " in problem()
+    assert "s3cret" not in problem()
+
+
+def test_origins_are_listed() -> None:
+    assert load_settings().cors_origins() == ()
+    settings = load_settings(CORS_ORIGINS="https://a.example, http://localhost:3000,")
+    assert settings.cors_origins() == ("https://a.example", "http://localhost:3000")
+
+
+def test_a_certificate_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "cert.pem"
+    path.write_text("no certificate")
+    assert "TLS_KEYFILE needs TLS_CERTFILE" in problem(TLS_KEYFILE=str(path))
+    assert "TLS_CERTFILE or TLS_KEYFILE cannot be used" in problem(TLS_CERTFILE=str(path))
+
+
+def test_the_names_that_openssl_gives_its_files_are_no_misspelt_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/etc/ssl/cert.pem")
+    assert load_settings().TLS_CERTFILE == ""
 
 
 def test_settings_cannot_be_changed_later() -> None:

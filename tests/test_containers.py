@@ -106,7 +106,7 @@ def test_a_large_wav_has_its_size_in_another_chunk() -> None:
     sizes = struct.pack("<QQQI", 3300, 3200, 1600, 0)
     body = b"WAVEds64" + struct.pack("<I", len(sizes)) + sizes + wav(bytes(3200))[12:]
     data = b"RF64\xff\xff\xff\xff" + body.replace(b"data\x80\x0c\0\0", b"data\xff\xff\xff\xff")
-    assert inspected(data) == Container("wav", sized=True)
+    assert inspected(data) == Container("wav", sized=True, end_byte=len(data))
     with pytest.raises(CorruptAudio):
         inspected(data[:-1])
 

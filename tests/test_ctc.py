@@ -1,10 +1,12 @@
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import groupby, product
 
 import numpy as np
+import pytest
+from numpy.typing import NDArray
 
-from sensevoice_service.ctc import best_path
+from sensevoice_service.ctc import align, best_path
 from sensevoice_service.types import Hypothesis
 
 PROMPTS = [11, 12, 13, 14]
@@ -67,3 +69,48 @@ def test_any_row_is_read_as_a_walk_over_its_runs_reads_it() -> None:
                 expected.append((token_id, frame, frame + length - 1))
             frame += length
         assert tokens(heard(*row)) == expected
+
+
+def log_probs_of(rng: np.random.Generator, n_frames: int, n_tokens: int) -> NDArray[np.float32]:
+    logits = rng.normal(0, 2, (n_frames, n_tokens))
+    return np.asarray(logits - np.logaddexp.reduce(logits, axis=1)[:, None], np.float32)
+
+
+def test_tokens_of_the_best_path_are_aligned_to_its_frames() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        log_probs = log_probs_of(rng, int(rng.integers(1, 30)), 5)
+        greedy = heard(*log_probs.argmax(axis=1).tolist())
+        first, last = align(log_probs, greedy.token_ids.tolist())
+        assert first.dtype == last.dtype == np.int32
+        assert first.tolist() == greedy.first_frames.tolist()
+        assert last.tolist() == greedy.last_frames.tolist()
+
+
+def test_given_tokens_take_the_likeliest_of_all_their_paths() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(30):
+        log_probs = log_probs_of(rng, 6, 3)
+        columns = rng.integers(1, 3, 2).tolist()
+        paths = [path for path in product(range(3), repeat=6) if spelled(path) == columns]
+        likeliest = max(paths, key=lambda path: float(log_probs[np.arange(6), path].sum()))
+        wanted = tokens(heard(*likeliest))
+        first, last = align(log_probs, columns)
+        assert list(zip(columns, first.tolist(), last.tolist(), strict=True)) == wanted
+
+
+def spelled(path: tuple[int, ...]) -> list[int]:
+    return [token_id for token_id, _ in groupby(path) if token_id]
+
+
+def test_nothing_is_aligned_to_nothing() -> None:
+    first, last = align(np.zeros((3, 2), np.float32), [])
+    assert first.tolist() == last.tolist() == []
+
+
+def test_a_token_said_twice_needs_a_blank_between() -> None:
+    log_probs = log_probs_of(np.random.default_rng(2), 3, 2)
+    first, last = align(log_probs, [1, 1])
+    assert (first.tolist(), last.tolist()) == ([0, 2], [0, 2])
+    with pytest.raises(ValueError, match="2 tokens do not fit 2 frames"):
+        align(log_probs[:2], [1, 1])

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bench.make_model import N_PARAMETERS
 from bench.reference import FunAsr
 from sensevoice_service import engine as engines
+from sensevoice_service.ctc import best_path
 from sensevoice_service.engine import (
     HEAD_FRAMES,
     Engine,
@@ -131,6 +132,18 @@ def test_slices_of_the_head_join_without_a_seam(
     assert sum(chunk.n_frames for chunk in batch) < HEAD_FRAMES
     monkeypatch.setattr(engines, "HEAD_FRAMES", 7)
     assert all(same(*pair) for pair in zip(small_model.engine(batch), expected, strict=True))
+
+
+def test_the_logits_of_each_row_are_those_of_its_arg_max(model: Model) -> None:
+    batch = chunks()[:6]
+    rows = model.engine.read_logits(
+        batch, lambda row, logits: (row, logits.dtype, logits.shape, logits.argmax(dim=-1))
+    )
+    assert [row for row, *_ in rows] == list(range(len(batch)))
+    for chunk, (_, dtype, shape, ids) in zip(batch, rows, strict=True):
+        assert dtype == torch.float32
+        assert shape == (chunk.n_frames, model.vocabulary.size)
+        assert same(best_path(ids.to(torch.int32).numpy()), model.engine([chunk])[0])
 
 
 def test_threads_may_share_an_engine(small_model: Model) -> None:
@@ -360,7 +373,9 @@ def test_a_device_out_of_memory_is_named_and_its_tensors_are_given_back(
             engine.infer(batch)
         with pytest.raises(DeviceOutOfMemory, match="CUDA out of memory"):
             engine(chunks()[:1])
-    assert emptied == [True, True]
+        with pytest.raises(DeviceOutOfMemory, match="CUDA out of memory"):
+            engine.read_logits(chunks()[:1], lambda _row, _logits: None)
+    assert emptied == [True, True, True]
     assert same(engine.infer(batch)[0], small_model.engine.infer(batch)[0])
 
 
@@ -372,6 +387,8 @@ def test_features_that_do_not_fit_the_device_are_named_too(
 
     engine = engine_of(small_model.folder, small_model.vocabulary.size)
     monkeypatch.setattr(engine.frontend, "features", features)
+    with pytest.raises(DeviceOutOfMemory):
+        engine.read_logits(chunks()[:1], lambda _row, _logits: None)
     with pytest.raises(DeviceOutOfMemory):
         engine(chunks()[:1])
 

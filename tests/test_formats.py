@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import pytest
+
 from sensevoice_service.formats import (
+    MEDIA_TYPES,
     FileOutcome,
     file_body,
     model_body,
+    plain_body,
     text_body,
     transcription_body,
     word_body,
 )
 from sensevoice_service.status import ModelInfo
+from sensevoice_service.subtitles import SubtitleRules
 from sensevoice_service.types import CorruptAudio, Segment, Transcript, Word
 
 MODEL = ModelInfo("SenseVoiceSmall", False, "cuda:0", "bf16", "/private/models/sv", 234)
@@ -97,6 +102,35 @@ def test_the_model_is_told_without_the_place_it_came_from() -> None:
 def test_a_word_is_told_without_the_space_ahead_of_it() -> None:
     body = word_body(Word(0.03, 1.23456, " hello,"))
     assert body == {"word": "hello,", "start_s": 0.03, "end_s": 1.235}
+
+
+def test_words_are_told_with_their_segment_or_the_segment_is_left_out() -> None:
+    words = (Word(0.0, 0.5, "good"), Word(0.5, 1.0, " day"))
+    segment = Segment(0.0, 1.0, "good day", "en", "HAPPY", (), words)
+    outcome = FileOutcome("a", Transcript("good day", "en", "HAPPY", (), 1.0, (segment,)))
+    (told,) = file_body(outcome, "word")["segments"]
+    assert [word["word"] for word in told["words"]] == ["good", "day"]
+    (plain,) = file_body(outcome)["segments"]
+    assert plain == {name: value for name, value in told.items() if name != "words"}
+    assert file_body(outcome, "none") == {**file_body(outcome), "segments": []}
+
+
+@pytest.mark.parametrize(
+    ("form", "body"),
+    [
+        ("text", "hello\n"),
+        ("srt", "1\n00:00:00,060 --> 00:00:01,235\nhello\n"),
+        ("vtt", "WEBVTT\n\n00:00:00.060 --> 00:00:01.235\nhello\n"),
+    ],
+)
+def test_plain_bodies_are_those_of_their_format(form: str, body: str) -> None:
+    assert plain_body(spoken("hello"), form, SubtitleRules()) == body
+    assert form in MEDIA_TYPES
+
+
+def test_subtitles_keep_the_rules_given() -> None:
+    body = plain_body(spoken("hello"), "srt", SubtitleRules(max_line_latin=3, max_lines=2))
+    assert body.endswith("\nhel\nlo\n")
 
 
 def test_plain_text_ends_its_line() -> None:

@@ -83,7 +83,7 @@ def ours(*names: str) -> list[str]:
 ROUTES = [module for module in MODULES if module.startswith(f"{PACKAGE}.routes")]
 PURE = ours(
     *("types", "chunker", "merge", "words", "segments", "subtitles", "tags", "formats", "ctc"),
-    *("batch_policy", "frame_budget", "status"),
+    *("batch_policy", "fair_order", "frame_budget", "status", "hotwords", "beam_search"),
 )
 RULES = {
     "the web framework is for the routes": (
@@ -96,11 +96,16 @@ RULES = {
         WEB | MODEL | HUBS | AUDIO | EVENT_LOOP | {"threading", "config"},
     ),
     "audio and batching know no model": (
-        ours("audio", "containers", "mixer", "mpeg", "window", "batcher", "batch_call"),
+        ours(
+            *("audio", "containers", "mixer", "mpeg", "ogg", "window", "batcher", "batch_call"),
+            *("isolation", "decoder_host", "decoder_wire", "descriptors"),
+        ),
         WEB | MODEL | HUBS | EVENT_LOOP | {"config"},
     ),
     "only the decoder and what is around it knows libav": (
-        set(MODULES) - ENTRANCES - set(ours("audio", "mixer", "pipeline", "service")),
+        set(MODULES)
+        - ENTRANCES
+        - set(ours("audio", "mixer", "pipeline", "service", "decoder_host")),
         AUDIO,
     ),
     "admission, memory and the pipeline know no model": (
@@ -108,7 +113,10 @@ RULES = {
         WEB | MODEL | HUBS | {"config"},
     ),
     "the model knows no requests": (
-        ours("loading", "engine", "onnx_engine", "onnx_graph", "encoder", "frontend", "tokenizer"),
+        ours(
+            *("loading", "steering", "engine", "onnx_engine", "onnx_graph"),
+            *("encoder", "frontend", "tokenizer"),
+        ),
         WEB | AUDIO | EVENT_LOOP | {"config", f"{PACKAGE}.batcher"},
     ),
     "an engine is given files": (

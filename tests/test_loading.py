@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from sensevoice_service.loading import (
 )
 from sensevoice_service.onnx_engine import Threads
 from sensevoice_service.onnx_graph import Int8
-from sensevoice_service.types import ModelError
+from sensevoice_service.types import DecodeOptions, ModelError
 from tests.models import Model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
@@ -43,6 +44,15 @@ def test_every_precision_hears_the_sample(demo: Model, quantize: str, precision:
     assert opened.engine.n_parameters == demo.engine.n_parameters
     heard = opened.engine([check_chunk()])[0]
     assert opened.vocabulary.size == demo.vocabulary.size
+    assert heard.token_ids.tolist() == demo.engine([check_chunk()])[0].token_ids.tolist()
+
+
+@pytest.mark.parametrize("quantize", ["auto", "bf16"])
+def test_every_engine_can_be_steered(demo: Model, quantize: str) -> None:
+    opened = open_model(demo.folder, EngineOptions("cpu", quantize))
+    options = DecodeOptions(among=("zh",), hotwords=("hello world",))
+    (heard,) = opened.engine([replace(check_chunk(), options=options)])
+    assert demo.vocabulary.tags(heard.prompt_ids).language == "zh"
     assert heard.token_ids.tolist() == demo.engine([check_chunk()])[0].token_ids.tolist()
 
 

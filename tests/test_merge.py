@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from sensevoice_service.merge import merge
+from sensevoice_service.merge import Merger, merge
 from sensevoice_service.tags import Vocabulary, join_texts
 from sensevoice_service.types import (
     FRAME_SAMPLES,
@@ -359,11 +359,10 @@ def assert_timed(transcript: Transcript) -> None:
     assert written.replace(" ", "") == transcript.text.replace(" ", "")
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_any_hypotheses_give_words_in_order(seed: int) -> None:
+def random_results(seed: int) -> list[ChunkResult]:
     """Whatever a model hears, with clean seams and overlaps, and tags that change."""
     rng = np.random.default_rng(seed)
-    results, start, overlap = [], 0, 0
+    results, start, overlap = list[ChunkResult](), 0, 0
     for _ in range(int(rng.integers(1, 7))):
         frames = int(rng.integers(overlap + 1, CHUNK_FRAMES + 50))
         heard_frames = np.flatnonzero(rng.random(frames) < rng.uniform(0, 0.6)) + start
@@ -373,4 +372,31 @@ def test_any_hypotheses_give_words_in_order(seed: int) -> None:
         results.append(result(heard, start=start, frames=frames, overlap=overlap, prompt=prompt))
         overlap = int(rng.integers(0, frames // 2 + 1)) * int(rng.integers(2))
         start += frames - overlap
+    return results
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_any_hypotheses_give_words_in_order(seed: int) -> None:
+    results = random_results(seed)
     assert_timed(merge(results, VOCABULARY, results[-1].end_sample))
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_what_was_told_meanwhile_is_never_taken_back(seed: int) -> None:
+    results = random_results(seed)
+    merger = Merger(VOCABULARY)
+    told = "".join([merger.add(one) for one in results])
+    transcript = merger.finish(results[-1].end_sample)
+    assert transcript == merged(*results)
+    assert transcript.text.startswith(told)
+
+
+def test_a_chunk_is_told_as_soon_as_the_next_one_is_merged_with_it() -> None:
+    merger = Merger(VOCABULARY)
+    first = result([("▁the", 60), ("▁in", 82), ("form", 85)])
+    second = result([("form", 85), ("ation", 88), ("▁is", 110)], start=70, overlap=30)
+    third = result([(".", 175), ("今", 180)], start=170)
+    fourth = result([("，", 272), ("天", 275)], start=270)
+    told = [merger.add(one) for one in (first, second, third, fourth)]
+    assert told == ["", "the information", " is", ".今"]
+    assert merger.finish(fourth.end_sample).text == "the information is.今，天"

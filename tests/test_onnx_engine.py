@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from sensevoice_service.ctc import best_path
 from sensevoice_service.loading import check_chunk
 from sensevoice_service.onnx_engine import (
     OnnxEngine,
@@ -73,6 +76,19 @@ def test_a_row_of_a_batch_is_exactly_the_row_alone(engine: OnnxEngine, chunks: l
         np.testing.assert_array_equal(row, engine.hidden(engine.frontend([chunk]))[0])
 
 
+def test_the_logits_of_each_row_are_those_of_its_arg_max(
+    engine: OnnxEngine, demo: Model, chunks: list[Chunk]
+) -> None:
+    n_tokens = demo.vocabulary.size
+    read = engine.read_logits(
+        chunks, lambda row, logits: (row, logits.shape, logits.argmax(dim=-1))
+    )
+    assert [row for row, _, _ in read] == list(range(len(chunks)))
+    for heard, chunk, (_, shape, ids) in zip(engine(chunks), chunks, read, strict=True):
+        assert shape == (chunk.n_frames, n_tokens)
+        assert same(heard, best_path(ids.to(torch.int32).numpy()))
+
+
 def test_threads_share_it(engine: OnnxEngine, chunks: list[Chunk]) -> None:
     wanted = engine(chunks)
     with ThreadPoolExecutor(4) as pool:
@@ -82,20 +98,32 @@ def test_threads_share_it(engine: OnnxEngine, chunks: list[Chunk]) -> None:
 
 def test_a_lone_caller_has_the_wide_session_and_two_have_narrow_ones(demo: Model) -> None:
     engine = OnnxEngine(demo.engine.model, demo.engine.frontend, None, SHARED)
-    with engine._session() as first, engine._session() as second:
+    batch = engine.frontend([check_chunk()])
+    with engine._session(batch) as first, engine._session(batch) as second:
         assert first is engine._wide
         assert second is engine._narrow
-    with engine._session() as alone:
+    with engine._session(batch) as alone:
         assert alone is engine._wide
     assert engine._wide.get_session_options().intra_op_num_threads == 2
     assert engine._narrow.get_session_options().intra_op_num_threads == 1
 
 
+def test_a_chunk_that_others_will_follow_leaves_room_for_them(demo: Model) -> None:
+    engine = OnnxEngine(demo.engine.model, demo.engine.frontend, None, SHARED)
+    followed = replace(check_chunk(), is_last=False)
+    with engine._session(engine.frontend([followed])) as alone:
+        assert alone is engine._narrow
+    with engine._session(engine.frontend([check_chunk()])) as last:
+        assert last is engine._wide
+    assert same(engine([followed])[0], engine([check_chunk()])[0])
+
+
 def test_a_caller_that_failed_is_no_longer_counted(demo: Model) -> None:
     engine = OnnxEngine(demo.engine.model, demo.engine.frontend, None, SHARED)
-    with pytest.raises(ValueError, match="broken"), engine._session():
+    batch = engine.frontend([check_chunk()])
+    with pytest.raises(ValueError, match="broken"), engine._session(batch):
         raise ValueError("broken")
-    with engine._session() as session:
+    with engine._session(batch) as session:
         assert session is engine._wide
 
 

@@ -27,8 +27,7 @@ def run(
 ) -> list[NDArray[np.float32]]:
     weights = {name: value.numpy() for name, value in network.state_dict().items()}
     session = open_session(build_graph(weights, CONFIG, int8), n_threads=1)
-    ids, hidden = session.run(["ids", "hidden"], {"x": x})
-    return [np.asarray(ids), np.asarray(hidden)]
+    return [np.asarray(output) for output in session.run(["ids", "hidden", "logits"], {"x": x})]
 
 
 @torch.inference_mode()
@@ -53,9 +52,10 @@ def inputs(rows: int, n_frames: int) -> NDArray[np.float32]:
 def test_in_fp32_it_is_the_network(network: SenseVoice, rows: int, n_frames: int) -> None:
     x = inputs(rows, n_frames)
     wanted = reference(network, x)
-    ids, hidden = run(network, None, x)
+    ids, hidden, found = run(network, None, x)
     np.testing.assert_allclose(hidden, wanted, atol=2e-5)
     logits = network.ctc(torch.from_numpy(wanted)).detach().numpy()
+    np.testing.assert_allclose(found, logits, atol=5e-5)
     assert ids.shape == (rows, n_frames)
     assert np.mean(ids == logits.argmax(axis=-1)) > 0.99
 
@@ -64,7 +64,8 @@ def test_in_fp32_it_is_the_network(network: SenseVoice, rows: int, n_frames: int
 def test_in_int8_it_is_nearly_the_network(network: SenseVoice, limit: int, most: float) -> None:
     x = inputs(1, 100)
     wanted = reference(network, x)
-    _, hidden = run(network, Int8(limit), x)
+    ids, hidden, logits = run(network, Int8(limit), x)
+    assert np.array_equal(ids, logits.argmax(axis=-1))
     error = np.linalg.norm(hidden - wanted) / np.linalg.norm(wanted)
     assert 1e-4 < error < most
 

@@ -40,6 +40,7 @@ def app_with_faults() -> FastAPI:
         (400, "invalid_request_error"),
         (404, "invalid_request_error"),
         (422, "invalid_request_error"),
+        (429, "rate_limit_error"),
         (500, "server_error"),
         (503, "overloaded_error"),
     ],

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from sensevoice_service import __version__
 from sensevoice_service.batcher import BatchStats
 from sensevoice_service.memory import MemoryReading
-from sensevoice_service.routes.schemas import Batches, HealthAnswer, LiveAnswer, ReadyAnswer
+from sensevoice_service.routes.health_schemas import Batches, HealthAnswer, LiveAnswer, ReadyAnswer
 from tests.http_service import House, house, log_lines
 
 

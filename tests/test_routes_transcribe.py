@@ -7,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from sensevoice_service.routes.schemas import ErrorAnswer, TranscribeAnswer
-from sensevoice_service.types import AudioTooLong, CorruptAudio, Overloaded
+from sensevoice_service.types import AudioTooLong, CorruptAudio, DecodeOptions, Overloaded
 from tests.http_service import PATIENCE_S, House, house, log_lines, multipart
 
 if TYPE_CHECKING:
@@ -55,13 +55,13 @@ def test_files_of_a_request_are_worked_on_at_once() -> None:
     place = house()
     work, meeting, n_here = place.pipeline.transcribe, asyncio.Event(), 0
 
-    async def meet_first(upload: Any, options: Any) -> Any:
+    async def meet_first(upload: Any, options: Any, on_progress: Any = None) -> Any:
         nonlocal n_here
         n_here += 1
         if n_here == 3:
             meeting.set()
         await asyncio.wait_for(meeting.wait(), PATIENCE_S)
-        return await work(upload, options)
+        return await work(upload, options, on_progress)
 
     place.pipeline.transcribe = meet_first  # type: ignore[method-assign]
     assert post(place, files(b"one", b"two", b"three")).status_code == 200
@@ -103,6 +103,8 @@ def test_a_file_is_called_by_the_plain_part_of_its_name(name: str, key: str) -> 
         ({"lang": " EN ", "use_itn": "True"}, "en", True),
         ({"use_itn": "0"}, "auto", False),
         ({"use_itn": "on", "unknown": "ignored"}, "auto", True),
+        ({"lang": "yue, YUE"}, "yue", True),
+        ({"lang": ","}, "auto", True),
     ],
 )
 def test_the_options_reach_the_pipeline(
@@ -111,13 +113,46 @@ def test_the_options_reach_the_pipeline(
     place = house()
     assert post(place, files(b"hello"), **fields).status_code == 200
     options = place.pipeline.calls[0][1]
-    assert (options.language, options.use_itn) == (language, use_itn)
+    assert options == DecodeOptions(language, use_itn)
+
+
+def test_the_languages_to_choose_from_reach_the_pipeline_once_each() -> None:
+    place = house()
+    assert post(place, files(b"hello"), lang="zh, EN,zh,").status_code == 200
+    assert place.pipeline.calls[0][1] == DecodeOptions("auto", among=("zh", "en"))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("", ()),
+        (" , \n", ()),
+        ("Hangzhou", ("Hangzhou",)),
+        (
+            "通义，魔搭、 阿里 ,Hang  zhou\r\nnew\tYork\n通义",
+            ("通义", "魔搭", "阿里", "Hang zhou", "new York"),
+        ),
+        ("a" * 50, ("a" * 50,)),
+        (",".join(map(str, range(100))), tuple(map(str, range(100)))),
+    ],
+)
+def test_the_hot_words_reach_the_pipeline_once_each(given: str, words: tuple[str, ...]) -> None:
+    place = house()
+    assert post(place, files(b"hello"), hotwords=given).status_code == 200
+    assert place.pipeline.calls[0][1] == DecodeOptions(hotwords=words)
 
 
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
         ({"lang": "fr"}, "lang", "auto, zh, en, yue, ja, ko"),
+        ({"lang": "zh,fr"}, "lang", "auto, zh, en, yue, ja, ko"),
+        ({"lang": "auto,zh"}, "lang", "not both"),
+        ({"hotwords": ",".join(map(str, range(101)))}, "hotwords", "101 words or phrases"),
+        ({"hotwords": "fine," + "a" * 51}, "hotwords", "over 50 characters"),
+        ({"stream": "perhaps"}, "stream", "true or false"),
+        ({"response_format": "srt"}, "files", "srt takes one file, 2 were sent"),
+        ({"response_format": "vtt"}, "files", "vtt takes one file, 2 were sent"),
         ({"use_itn": "perhaps"}, "use_itn", "true or false"),
         ({"keys": "a,b,c"}, "keys", "3 for 2 files"),
         ({"keys": "a"}, "keys", "1 for 2 files"),
@@ -136,7 +171,36 @@ def test_a_wrong_field_is_named(fields: dict[str, str], param: str, words: str) 
     assert place.pipeline.calls == []
 
 
-@pytest.mark.parametrize("field", ["lang", "keys"])
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"response_format": "doc"}, "response_format", "one of json, text, srt, vtt"),
+        ({"timestamps": "letter"}, "timestamps", "one of none, segment, word"),
+        *(
+            (
+                {"response_format": form, "timestamps": "word"},
+                "timestamps",
+                f"response_format={form} has no place for the times of words",
+            )
+            for form in ("text", "srt", "vtt")
+        ),
+    ],
+)
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_a_form_of_answer_that_there_is_not_is_named_with_those_there_are(
+    fields: dict[str, str], param: str, words: str, stream: str
+) -> None:
+    place = house()
+    answer = post(place, files(b"one"), **fields, stream=stream)
+    assert answer.status_code == 400
+    found = error(answer)
+    assert (found["type"], found["code"]) == ("invalid_request_error", "unsupported_format")
+    assert found["param"] == param
+    assert words in found["message"]
+    assert place.pipeline.calls == []
+
+
+@pytest.mark.parametrize("field", ["lang", "keys", "hotwords", "response_format", "stream"])
 def test_a_file_in_the_place_of_text_is_refused(field: str) -> None:
     answer = post(house(), [*files(b"hello"), (field, ("x.txt", b"en"))])
     assert (answer.status_code, error(answer)["param"]) == (422, field)
@@ -157,13 +221,13 @@ def test_text_in_the_place_of_files_is_refused() -> None:
 
 def test_more_files_than_allowed_are_refused() -> None:
     answer = post(house(MAX_FILES=2), files(b"one", b"two", b"three"))
-    assert answer.status_code == 422
+    assert answer.status_code == 400
     assert "3 files were sent, at most 2" in error(answer)["message"]
 
 
 def test_a_flood_of_parts_is_refused_before_it_is_read() -> None:
     answer = post(house(MAX_FILES=2), files(*[b"x"] * 100))
-    assert answer.status_code == 422
+    assert answer.status_code == 400
     assert "more than 2 files and 32 text fields" in error(answer)["message"]
 
 
@@ -313,9 +377,9 @@ def test_accepted_work_is_answered_while_the_service_stops() -> None:
     place = house()
     heard = place.pipeline.transcribe
 
-    async def stop_meanwhile(upload: Any, options: Any) -> Any:
+    async def stop_meanwhile(upload: Any, options: Any, on_progress: Any = None) -> Any:
         place.state.status = "stopping"
-        return await heard(upload, options)
+        return await heard(upload, options, on_progress)
 
     place.pipeline.transcribe = stop_meanwhile  # type: ignore[method-assign]
     assert post(place, files(b"hello")).json()["results"] == ["hello"]
@@ -357,12 +421,12 @@ def test_a_large_file_reaches_the_pipeline_whole_from_disk() -> None:
     heard: list[bytes] = []
     work = place.pipeline.transcribe
 
-    async def keep(upload: Any, options: Any) -> Any:
+    async def keep(upload: Any, options: Any, on_progress: Any = None) -> Any:
         assert upload.size_bytes == len(content)
         assert upload.file.seekable()
         heard.append(upload.file.read())
         upload.file.seek(0)
-        return await work(upload, options)
+        return await work(upload, options, on_progress)
 
     place.pipeline.transcribe = keep  # type: ignore[method-assign]
     assert post(place, files(content)).status_code == 200

@@ -242,9 +242,9 @@ def test_files_are_closed_after_the_answer(tmp_path: Path, monkeypatch: pytest.M
     seen: list[list[str]] = []
     work = place.pipeline.transcribe
 
-    async def look(upload: Any, options: DecodeOptions) -> Any:
+    async def look(upload: Any, options: DecodeOptions, on_progress: Any = None) -> Any:
         seen.append(open_spools(tmp_path))
-        return await work(upload, options)
+        return await work(upload, options, on_progress)
 
     place.pipeline.transcribe = look  # type: ignore[method-assign]
     body, headers = multipart(b"hello", b"noise")

@@ -8,6 +8,7 @@ import pytest
 import srt  # type: ignore[import-untyped]
 import webvtt
 
+from config import Settings, load_settings
 from sensevoice_service.subtitles import Cue, SubtitleRules, cues, to_srt, to_vtt
 from sensevoice_service.tags import join_texts
 from sensevoice_service.types import Segment, Transcript, Word
@@ -255,3 +256,18 @@ def test_parsers_read_what_was_written(seed: int) -> None:
 def test_rules_that_leave_no_room_are_refused(rules: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"must|at least"):
         SubtitleRules(**rules)  # type: ignore[arg-type]
+
+
+def test_the_rules_of_the_settings_are_those_by_default() -> None:
+    assert SubtitleRules.of(Settings.model_construct()) == SubtitleRules()
+
+
+def test_each_rule_can_be_set() -> None:
+    settings = load_settings(
+        SUBTITLE_LINE_LATIN=30,
+        SUBTITLE_LINE_CJK=15,
+        SUBTITLE_LINES=3,
+        SUBTITLE_MIN_SEC=1.5,
+        SUBTITLE_MAX_SEC=5.0,
+    )
+    assert SubtitleRules.of(settings) == SubtitleRules(30, 15, 3, 1.5, 5.0)

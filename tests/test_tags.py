@@ -176,6 +176,30 @@ def test_words_start_at_spaces_and_at_chinese_characters(
     assert not vocabulary.starts_word(tokenizer.tag("en"))
 
 
+def test_a_word_goes_on_where_a_letter_follows_a_letter(
+    tokenizer: Tokenizer, vocabulary: Vocabulary
+) -> None:
+    good, g, stop, day, comma, korean = (
+        tokenizer.model.PieceToId(piece) for piece in ("▁good", "g", ".", "天", "，", "안")
+    )
+    assert korean != tokenizer.model.unk_id()
+    assert not vocabulary.is_joint(good, g)
+    assert not vocabulary.is_joint(korean, g)
+    assert not vocabulary.is_joint(g, korean)
+    joints = [(None, g), (good, good), (good, stop), (stop, g), (day, g), (g, day), (comma, g)]
+    assert all(vocabulary.is_joint(before, after) for before, after in joints)
+
+
+def test_tags_are_found_by_name(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+    found = vocabulary.tag_ids(["zh", "en", "klingon"])
+    assert found == {"zh": tokenizer.tag("zh"), "en": tokenizer.tag("en")}
+
+
+def test_a_vocabulary_may_spell_nothing() -> None:
+    vocabulary = Vocabulary.from_pieces(["<blank>", "a"], lambda ids: "a" * len(ids))
+    assert vocabulary.encode("a") == []
+
+
 def test_raw_text_joins_repeated_prompts_and_drops_blanks(
     tokenizer: Tokenizer, vocabulary: Vocabulary
 ) -> None:

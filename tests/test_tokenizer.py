@@ -18,6 +18,11 @@ def test_it_holds_every_piece_of_the_file(model: Model) -> None:
     assert model.vocabulary.text(texts[:300]) == pieces.DecodeIds(texts[:300]).strip()
 
 
+def test_it_spells_as_the_file_does(model: Model) -> None:
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model.folder.bpe_model))
+    assert model.vocabulary.encode("hello 今天") == pieces.EncodeAsIds("hello 今天") != []
+
+
 def test_tags_are_told_by_the_published_ids(small_model: Model) -> None:
     names = small_model.vocabulary.tag_names
     assert {name: names[token_id] for name, token_id in TAG_IDS.items()} == {

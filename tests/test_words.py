@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import pytest
 
 from sensevoice_service.tags import Vocabulary, join_texts
 from sensevoice_service.types import FRAME_SAMPLES, SAMPLE_RATE_HZ, Word
-from sensevoice_service.words import Token, in_order, make_words, spaced
+from sensevoice_service.words import Token, WordBuilder, in_order, spaced
 
 if TYPE_CHECKING:
     from tests.models import Model
@@ -37,6 +38,17 @@ def tokens(heard: Heard, n_frames: int = 1) -> list[Token]:
         Token(IDS[piece], frame * FRAME_SAMPLES, (frame + n_frames) * FRAME_SAMPLES)
         for piece, frame in heard
     ]
+
+
+def make_words(
+    parts: Sequence[Sequence[Token]], vocabulary: Vocabulary, n_samples: int
+) -> list[tuple[Word, ...]]:
+    """The words of all parts; what the text gains on the way is all of it."""
+    builder = WordBuilder(vocabulary)
+    gained = "".join([builder.add(part) for part in parts])
+    words = builder.words(n_samples)
+    assert gained == "".join(word.text for part in words for word in part)
+    return words
 
 
 def words_of(*parts: Heard, n_frames: int = HOUR_FRAMES) -> list[Word]:
@@ -184,6 +196,15 @@ def test_a_stop_at_the_start_of_a_part_closes_the_part_before() -> None:
         [tokens([("今", 5)]), tokens([]), tokens([("。", 15), ("天", 18)])], VOCABULARY, 10**6
     )
     assert [[word.text for word in part] for part in made] == [["今。"], [], ["天"]]
+
+
+def test_a_text_grows_at_its_end_also_by_marks_that_belong_to_the_part_before() -> None:
+    builder = WordBuilder(VOCABULARY)
+    parts = [[("▁the", 5), ("▁", 6)], [(".", 15)], [], [(",", 20), ("▁cat", 25)], [("今", 35)]]
+    gained = [builder.add(tokens(part)) for part in parts]
+    assert gained == ["the", " .", "", ", cat", "今"]
+    texts = [[word.text for word in part] for part in builder.words(10**6)]
+    assert texts == [["the .,"], [], [], [" cat"], ["今"]]
 
 
 def test_words_heard_at_one_time_follow_each_other() -> None:

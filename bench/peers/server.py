@@ -29,6 +29,7 @@ class Server:
     """A server on the loopback interface and its clients, one connection each."""
 
     def __init__(self, process: Process, url: str, route: Route, timeout_s: float) -> None:
+        self.url = url
         self._process = process
         self._route = route
         self._client = httpx.Client(base_url=url, timeout=timeout_s, trust_env=False)

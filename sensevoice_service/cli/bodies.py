@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from sensevoice_service.formats import FileOutcome, file_body, text_body
-from sensevoice_service.subtitles import SubtitleRules, to_srt, to_vtt
+from sensevoice_service.formats import FileOutcome, file_body, plain_body
+from sensevoice_service.subtitles import SubtitleRules
 from sensevoice_service.types import Transcript
 
 FORMATS = ("txt", "json", "srt", "vtt")
@@ -19,6 +19,7 @@ class Heard:
 
     transcript: Transcript
     model: dict[str, Any]
+    rules: SubtitleRules = field(default_factory=SubtitleRules)
 
 
 def render(heard: Heard, name: str, form: str) -> str:
@@ -27,8 +28,4 @@ def render(heard: Heard, name: str, form: str) -> str:
     if form == "json":
         body = {**file_body(FileOutcome(name, transcript)), "model": heard.model}
         return json.dumps(body, ensure_ascii=False, indent=2) + "\n"
-    if form == "srt":
-        return to_srt(transcript, SubtitleRules())
-    if form == "vtt":
-        return to_vtt(transcript, SubtitleRules())
-    return text_body(transcript)
+    return plain_body(transcript, form, heard.rules)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sensevoice_service.cli.bodies import Heard
 from sensevoice_service.formats import model_body
+from sensevoice_service.subtitles import SubtitleRules
 from sensevoice_service.types import (
     FRAME_SAMPLES,
     PROMPT_FRAMES,
@@ -35,6 +36,7 @@ class LocalRecogniser:
         from api import load_model
 
         self._options = options
+        self._rules = SubtitleRules.of(settings)
         self._pool = ThreadPoolExecutor(
             settings.DECODE_THREADS or (os.cpu_count() or 1) + 1, thread_name_prefix="decode"
         )
@@ -49,7 +51,7 @@ class LocalRecogniser:
         with path.open("rb") as file:
             upload = Upload(file, path.name, os.fstat(file.fileno()).st_size)
             result = asyncio.run(self._loaded.pipeline.transcribe(upload, self._options))
-        return Heard(result.transcript, model_body(self._loaded.info))
+        return Heard(result.transcript, model_body(self._loaded.info), self._rules)
 
     def hearing_s(self) -> float:
         """Audio that has gone through the model, of finished files and others."""
@@ -59,6 +61,7 @@ class LocalRecogniser:
 
     def close(self) -> None:
         self._loaded.batcher.stop()
+        self._loaded.close()
         self._pool.shutdown()
 
 

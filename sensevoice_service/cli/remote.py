@@ -8,7 +8,7 @@ import ssl
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -65,15 +65,16 @@ class TryLater(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """The address of a service; ``prefix`` is the path under which it lies."""
+    """The address of a service, and what opens it; ``prefix`` is the path under which it lies."""
 
     is_secure: bool
     host: str
     port: int
     prefix: str
+    api_key: str = field(default="", repr=False)
 
     @classmethod
-    def at(cls, url: str) -> Server:
+    def at(cls, url: str, api_key: str = "") -> Server:
         """Raises ``UsageError``."""
         try:
             parts = urlsplit(url)
@@ -82,9 +83,11 @@ class Server:
             raise UsageError(f"--server {url}: {error}") from None
         if parts.scheme not in ("http", "https") or not host:
             raise UsageError(f"--server {url}: it should look like http://127.0.0.1:8000")
+        if not (api_key.isascii() and api_key.isprintable()):
+            raise UsageError("the API key has characters that no key has")
         is_secure = parts.scheme == "https"
         port = port or (http.client.HTTPS_PORT if is_secure else http.client.HTTP_PORT)
-        return cls(is_secure, host, port, parts.path.rstrip("/"))
+        return cls(is_secure, host, port, parts.path.rstrip("/"), api_key)
 
     def connect(self) -> http.client.HTTPConnection:
         """Raises ``OSError``."""
@@ -107,7 +110,7 @@ class Server:
         try:
             connection = self.connect()
             try:
-                return _exchange(connection, self.prefix + path, form)
+                return _exchange(connection, self.prefix + path, form, self.api_key)
             finally:
                 connection.close()
         except ssl.SSLCertVerificationError as error:
@@ -116,10 +119,13 @@ class Server:
             raise TryLater(f"the connection to the server failed: {error!r}") from error
 
 
-def _exchange(connection: http.client.HTTPConnection, path: str, form: Form) -> Answer:
+def _exchange(
+    connection: http.client.HTTPConnection, path: str, form: Form, api_key: str
+) -> Answer:
+    key = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     # A refusal may come before all is sent, and can be read all the same.
     with suppress(BrokenPipeError, ConnectionResetError):
-        connection.request("POST", path, body=form.pieces(), headers=form.headers)
+        connection.request("POST", path, body=form.pieces(), headers={**form.headers, **key})
     try:
         response = connection.getresponse()
         body = response.read()
@@ -142,7 +148,12 @@ class RemoteRecogniser:
     ) -> None:
         """Raises ``ModelError`` where nothing answers at the address."""
         self._server = server
-        self._fields = {"lang": options.language, "use_itn": str(options.use_itn).lower()}
+        self._fields = {
+            "lang": ",".join(options.among) or options.language,
+            "use_itn": str(options.use_itn).lower(),
+            "hotwords": "\n".join(options.hotwords),
+            "timestamps": "word",
+        }
         self._patience = patience or Patience()
         self._sleep = sleep
         self.n_jobs = N_JOBS

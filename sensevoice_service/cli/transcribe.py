@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from sensevoice_service.types import LANGUAGES, DecodeOptions
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 TO_STDOUT = "-"
+API_KEY_VARIABLE = "SENSEVOICE_API_KEY"  # an argument could be read by all users of the machine
 _EXIT_STATUS = f"""
 exit status: 0 all is done, {EXIT_FAILED} files failed, 2 wrong usage or settings, 3 no model or no
 service, {EXIT_INTERRUPTED} interrupted (what is done is kept; the same command goes on from there)
@@ -61,7 +63,10 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--out", metavar="DIR", help="mirror the folders there; - prints the text of one file"
     )
     command.add_argument(
-        "--server", metavar="URL", help="ask a running service instead of loading the model"
+        "--server",
+        metavar="URL",
+        help="ask a running service instead of loading the model; its API key, if it wants one, is"
+        f" taken from the variable {API_KEY_VARIABLE}",
     )
     command.add_argument("--jobs", metavar="N", type=_count, help="files at once")
     command.add_argument("--overwrite", action="store_true", help="also what is done already")
@@ -121,7 +126,8 @@ def _recogniser(options: argparse.Namespace) -> Recogniser:
     if options.server is not None:
         from sensevoice_service.cli.remote import RemoteRecogniser, Server
 
-        return RemoteRecogniser(Server.at(options.server), wanted)
+        server = Server.at(options.server, os.environ.get(API_KEY_VARIABLE, ""))
+        return RemoteRecogniser(server, wanted)
     from config import load_settings
     from sensevoice_service.cli.local import LocalRecogniser
     from sensevoice_service.logs import configure_logging

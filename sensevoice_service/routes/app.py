@@ -6,22 +6,27 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Security
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from starlette.middleware import Middleware
-from starlette.responses import RedirectResponse
 
 from sensevoice_service import __version__
-from sensevoice_service.routes import health, metrics, transcribe
+from sensevoice_service.routes import docs, health, metrics, openai, page, transcribe
 from sensevoice_service.routes.errors import install_handlers
 from sensevoice_service.routes.forms import FormLimits
+from sensevoice_service.routes.keys import Guard, KeyRing
 from sensevoice_service.routes.middleware import (
     BodyLimit,
     ErrorBoundary,
     OrderlyRefusal,
     RequestContext,
 )
+from sensevoice_service.routes.openapi import DescribedApp
+from sensevoice_service.routes.quota import Quota, Rate
+from sensevoice_service.routes.security import SecurityHeaders, cors
 from sensevoice_service.routes.services import Services
+from sensevoice_service.subtitles import SubtitleRules
 
 if TYPE_CHECKING:
     from config import Settings
@@ -32,21 +37,35 @@ _DESCRIPTION = (
     "Speech to text with SenseVoiceSmall: Mandarin, English, Cantonese, Japanese and Korean,"
     " with the language, the emotion and the sounds that were heard."
 )
+_BEARER = HTTPBearer(
+    auto_error=False, description="One of the service's API keys, where it has any."
+)
 
 
 def build_app(services: Services, settings: Settings, lifespan: Lifespan | None = None) -> FastAPI:
     max_body_bytes = settings.MAX_UPLOAD_MB * 2**20
-    routers = (
-        transcribe.make_router(services, FormLimits.of(settings)),
-        health.make_router(services),
-        metrics.make_router(services),
+    limits, rules = FormLimits.of(settings), SubtitleRules.of(settings)
+    guarded = (
+        transcribe.make_router(services, limits, rules),
+        openai.make_router(services, limits, rules),
     )
-    app = FastAPI(
+    routers = (
+        *guarded,
+        health.make_router(services),
+        *([metrics.make_router(services)] if settings.METRICS else []),
+        *([docs.make_router()] if settings.DOCS else []),
+        *([page.make_router(settings)] if settings.PAGE else []),
+    )
+    app = DescribedApp(
+        asks_for_keys=bool(settings.api_keys()),
         title="SenseVoice",
         description=_DESCRIPTION,
         version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,  # a redirected upload would be sent twice
+        openapi_url="/openapi.json" if settings.DOCS else None,
+        docs_url=None,  # FastAPI's own pages load their scripts from the internet
+        redoc_url=None,
         middleware=[
             Middleware(
                 RequestContext,
@@ -54,20 +73,25 @@ def build_app(services: Services, settings: Settings, lifespan: Lifespan | None 
                 metrics=services.metrics,
                 paths=_paths(routers),
             ),
+            Middleware(SecurityHeaders),
             Middleware(OrderlyRefusal, drain_bytes=2 * max_body_bytes),
+            *cors(settings.cors_origins()),
             Middleware(ErrorBoundary),
+            Middleware(Guard, keys=KeyRing(settings.api_keys()), quota=_quota(settings)),
             Middleware(BodyLimit, max_bytes=max_body_bytes),
         ],
     )
     install_handlers(app)
     for router in routers:
-        app.include_router(router)
-
-    @app.get("/", include_in_schema=False)
-    async def front_page() -> RedirectResponse:
-        return RedirectResponse("docs")
+        # The guard asks for the key; this tells of it in the documentation.
+        app.include_router(router, dependencies=[Security(_BEARER)] if router in guarded else [])
 
     return app
+
+
+def _quota(settings: Settings) -> Quota | None:
+    rate = Rate.of(settings.RATE_LIMIT)
+    return None if rate is None else Quota(rate)
 
 
 def _paths(routers: Iterable[APIRouter]) -> frozenset[str]:

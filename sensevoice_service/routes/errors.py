@@ -1,7 +1,11 @@
-"""The one shape of all errors: ``{"error": {type, code, message, param, request_id}}``."""
+"""The shape of all errors: ``{"error": {type, code, message, param, request_id}}``.
+
+Under ``/v1`` it is OpenAI's, ``{"error": {message, type, param, code}}``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -10,11 +14,18 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
+from sensevoice_service.routes.paths import OPENAI, is_for
 from sensevoice_service.routes.trace import trace_of
-from sensevoice_service.types import ServiceError
+from sensevoice_service.types import InvalidRequest, RateLimited, ServiceError, Unauthorized
 
 CLIENT_GONE_STATUS = 499  # as nginx logs it; nobody is left to read the answer
+
+_CHALLENGE = {"www-authenticate": "Bearer"}
+# OpenAI's clients send a file again after any 5xx, where it would fail again.
+_NO_RETRY = {"x-should-retry": "false"}
+_OPENAI_CODES = {Unauthorized.code: "invalid_api_key", RateLimited.code: "rate_limit_exceeded"}
 
 
 class ClientGone(Exception):
@@ -27,9 +38,23 @@ class UploadStalled(ServiceError):
     status, code = 408, "upload_stalled"
 
 
+class UnsupportedFormat(ServiceError):
+    """An answer was asked for in a form that there is not."""
+
+    status, code = 400, "unsupported_format"
+
+
+class ModelNotFound(ServiceError):
+    """Another model was asked for than the one there is."""
+
+    status, code = 404, "model_not_found"
+
+
 def error_type(status: int) -> str:
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         return "overloaded_error"
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return "rate_limit_error"
     return "server_error" if status >= 500 else "invalid_request_error"
 
 
@@ -46,10 +71,42 @@ def error_body(
     return {"error": error}
 
 
-def error_response(error: ServiceError, request_id: str) -> JSONResponse:
-    retry = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
-    body = error_body(error.status, error.code, error.message, error.param, request_id)
-    return JSONResponse(body, status_code=error.status, headers=retry)
+def openai_error_body(status: int, code: str, message: str, param: str | None) -> dict[str, Any]:
+    """As OpenAI documents it; the request's id is in a header alone."""
+    code = _OPENAI_CODES.get(code, code)
+    error = {"message": message, "type": error_type(status), "param": param, "code": code}
+    return {"error": error}
+
+
+def openai_status(status: int, code: str) -> int:
+    """OpenAI's for a wrong field is 400."""
+    return 400 if code == InvalidRequest.code else status
+
+
+def error_response(error: ServiceError, scope: Scope) -> Response:
+    headers = dict(_CHALLENGE) if error.status == HTTPStatus.UNAUTHORIZED else {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
+    return _respond(scope, error.status, error.code, error.message, error.param, headers)
+
+
+def _respond(
+    scope: Scope,
+    status: int,
+    code: str,
+    message: str,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """In the shape that belongs to the path."""
+    if is_for(scope, OPENAI):
+        status = openai_status(status, code)
+        body = openai_error_body(status, code, message, param)
+        if status >= 500 and status != HTTPStatus.SERVICE_UNAVAILABLE:
+            headers = {**(headers or {}), **_NO_RETRY}
+    else:
+        body = error_body(status, code, message, param, trace_of(scope).request_id)
+    return JSONResponse(body, status_code=status, headers=headers)
 
 
 def install_handlers(app: FastAPI) -> None:
@@ -64,18 +121,15 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         404: f"there is nothing at {request.url.path}",
         405: f"{request.method} is not allowed here",
     }
-    trace = trace_of(request.scope)
-    trace.outcome = code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    trace_of(request.scope).outcome = code
     message = messages.get(error.status_code, str(error.detail))
-    body = error_body(error.status_code, code, message, None, trace.request_id)
-    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+    return _respond(request.scope, error.status_code, code, message, headers=error.headers)
 
 
 async def _on_invalid_parameters(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     param = ".".join(str(part) for part in first["loc"][1:]) or None
-    trace = trace_of(request.scope)
-    trace.outcome = "invalid_request"
-    body = error_body(422, "invalid_request", str(first["msg"]), param, trace.request_id)
-    return JSONResponse(body, status_code=422)
+    trace_of(request.scope).outcome = InvalidRequest.code
+    return _respond(request.scope, 422, InvalidRequest.code, str(first["msg"]), param)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -13,11 +14,13 @@ from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from sensevoice_service.routes.client import Client
+from sensevoice_service.routes.errors import UnsupportedFormat
 from sensevoice_service.types import (
     LANGUAGES,
     DecodeOptions,
     InvalidRequest,
     MalformedBody,
+    StorageFull,
     UnsupportedBody,
     Upload,
 )
@@ -25,11 +28,15 @@ from sensevoice_service.types import (
 if TYPE_CHECKING:
     from config import Settings
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_TEXT_FIELDS = 32
 MAX_TEXT_BYTES = 64 * 1024
 MAX_NAME_CHARACTERS = 200
+MAX_HOTWORDS = 100
+MAX_HOTWORD_CHARACTERS = 50
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_PARTING = re.compile(r"[,，、\r\n]")
 _SWITCH = {
     **dict.fromkeys(("true", "1", "yes", "on"), True),
     **dict.fromkeys(("false", "0", "no", "off"), False),
@@ -62,8 +69,8 @@ def require_multipart(headers: Headers) -> None:
 async def read_form(headers: Headers, client: Client, limits: FormLimits) -> FormData:
     """Receive and parse the whole body. The caller closes the form, which closes its files.
 
-    Raises ``MalformedBody``, ``InvalidRequest`` (too many parts), and what ``Client.body`` raises;
-    no file is left open then.
+    Raises ``MalformedBody``, ``StorageFull``, and what ``Client.body`` raises; no file is left open
+    then.
     """
     async with aclosing(client.body()) as pieces:
         parser = _FormParser(headers, pieces, limits)
@@ -73,6 +80,10 @@ async def read_form(headers: Headers, client: Client, limits: FormLimits) -> For
             raise MalformedBody(f"the multipart body is broken: {error.message}") from None
         except UnicodeError:
             raise MalformedBody("the form is not in the character set that it declares") from None
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise StorageFull("there is no room for the upload; try again later") from None
 
 
 class _FormParser(MultiPartParser):
@@ -96,7 +107,7 @@ class _FormParser(MultiPartParser):
     def on_part_begin(self) -> None:
         self._parts_left -= 1
         if self._parts_left < 0:
-            raise InvalidRequest(
+            raise MalformedBody(
                 f"the form has more than {self._limits.max_files} files"
                 f" and {MAX_TEXT_FIELDS} text fields"
             )
@@ -115,23 +126,23 @@ class _FormParser(MultiPartParser):
             raise MalformedBody("the multipart body ends before its closing boundary")
 
 
-def uploads(form: FormData, limits: FormLimits) -> list[Upload]:
-    """The files of the field ``files``, in order. Raises ``InvalidRequest``."""
-    values = form.getlist("files")
+def uploads(form: FormData, limits: FormLimits, field: str = "files") -> list[Upload]:
+    """The files of a field, in order. Raises ``InvalidRequest``, and ``MalformedBody`` for many."""
+    values = form.getlist(field)
     files = [value for value in values if isinstance(value, UploadFile)]
     if len(files) < len(values):
-        raise InvalidRequest("files must be sent as files, with a file name", param="files")
+        raise InvalidRequest(f"{field} must be sent as files, with a file name", param=field)
     if not files:
-        raise InvalidRequest("the form has no file in the field files", param="files")
+        raise InvalidRequest(f"the form has no file in the field {field}", param=field)
     if len(files) > limits.max_files:
         message = f"{len(files)} files were sent, at most {limits.max_files} are taken"
-        raise InvalidRequest(message, param="files")
+        raise MalformedBody(message, param=field)
     return [_upload(file) for file in files]
 
 
 def keys(form: FormData, files: list[Upload]) -> list[str]:
     """A name for each file: from the field ``keys``, or its own. Raises ``InvalidRequest``."""
-    given = _text(form, "keys")
+    given = text(form, "keys")
     if not given:
         return [file.name or f"audio{number}" for number, file in enumerate(files, 1)]
     names = [_clean(name) for name in given.split(",")]
@@ -143,18 +154,62 @@ def keys(form: FormData, files: list[Upload]) -> list[str]:
     return names
 
 
-def decode_options(form: FormData) -> DecodeOptions:
-    """From the fields ``lang`` and ``use_itn``. Raises ``InvalidRequest``."""
-    language = _text(form, "lang").lower() or "auto"
-    if language not in LANGUAGES:
-        raise InvalidRequest(f"lang must be one of {', '.join(LANGUAGES)}", param="lang")
-    switch = _text(form, "use_itn").lower() or "true"
-    if switch not in _SWITCH:
-        raise InvalidRequest("use_itn must be true or false", param="use_itn")
-    return DecodeOptions(language=language, use_itn=_SWITCH[switch])
+def decode_options(form: FormData, language_field: str = "lang") -> DecodeOptions:
+    """With the fields ``use_itn`` and ``hotwords`` too. Raises ``InvalidRequest``."""
+    language, among = languages(form, language_field)
+    return DecodeOptions(
+        language=language,
+        use_itn=switch(form, "use_itn", default=True),
+        among=among,
+        hotwords=hotwords(form),
+    )
 
 
-def _text(form: FormData, field: str) -> str:
+def languages(form: FormData, field: str = "lang") -> tuple[str, tuple[str, ...]]:
+    """A language, or ``auto`` and those that it is limited to. Raises ``InvalidRequest``."""
+    given = (name.strip().lower() for name in text(form, field).split(","))
+    names = tuple(dict.fromkeys(name for name in given if name)) or ("auto",)
+    if not set(names) <= set(LANGUAGES):
+        message = f"{field} must be one of {', '.join(LANGUAGES)}, or some of them between commas"
+        raise InvalidRequest(message, param=field)
+    if len(names) == 1:
+        return names[0], ()
+    if "auto" in names:
+        raise InvalidRequest(f"{field} must be auto or a list of languages, not both", param=field)
+    return "auto", names
+
+
+def hotwords(form: FormData, field: str = "hotwords") -> tuple[str, ...]:
+    """Words and phrases between commas or line ends, once each. Raises ``InvalidRequest``."""
+    given = (_clean(" ".join(part.split())) for part in _PARTING.split(text(form, field)))
+    words = tuple(dict.fromkeys(word for word in given if word))
+    if len(words) > MAX_HOTWORDS:
+        message = f"{field} has {len(words)} words or phrases, at most {MAX_HOTWORDS} are taken"
+        raise InvalidRequest(message, param=field)
+    if any(len(word) > MAX_HOTWORD_CHARACTERS for word in words):
+        message = f"{field} has a word or phrase of over {MAX_HOTWORD_CHARACTERS} characters"
+        raise InvalidRequest(message, param=field)
+    return words
+
+
+def switch(form: FormData, field: str, *, default: bool) -> bool:
+    """Raises ``InvalidRequest``."""
+    given = text(form, field).lower()
+    if given and given not in _SWITCH:
+        raise InvalidRequest(f"{field} must be true or false", param=field)
+    return _SWITCH[given] if given else default
+
+
+def answer_form(form: FormData, field: str, allowed: Sequence[str], default: str) -> str:
+    """What an answer is to look like. Raises ``UnsupportedFormat`` for what there is not."""
+    given = text(form, field).lower() or default
+    if given not in allowed:
+        raise UnsupportedFormat(f"{field} must be one of {', '.join(allowed)}", param=field)
+    return given
+
+
+def text(form: FormData, field: str) -> str:
+    """Empty where the form has no such field. Raises ``InvalidRequest`` for a file."""
     value = form.get(field, "")
     if not isinstance(value, str):
         raise InvalidRequest(f"{field} must be text, not a file", param=field)

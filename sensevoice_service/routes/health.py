@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from sensevoice_service import __version__
 from sensevoice_service.formats import model_body
 from sensevoice_service.memory import MemoryReading
-from sensevoice_service.routes.schemas import HealthAnswer, LiveAnswer, ReadyAnswer
+from sensevoice_service.routes.health_schemas import HealthAnswer, LiveAnswer, ReadyAnswer
 from sensevoice_service.routes.services import Services
 from sensevoice_service.status import ModelInfo
 
@@ -38,9 +38,9 @@ def make_router(services: Services, clock: Callable[[], float] = time.monotonic)
         status, _ = judge(services)
         return _answer(status, {"ready": status == "healthy", "status": status})
 
-    _add(router, "/health", health, HealthAnswer)
-    _add(router, "/health/live", live, LiveAnswer)
-    _add(router, "/health/ready", ready, ReadyAnswer)
+    _add(router, "/health", health, HealthAnswer, "Tell the state of the service")
+    _add(router, "/health/live", live, LiveAnswer, "Tell whether the process answers")
+    _add(router, "/health/ready", ready, ReadyAnswer, "Tell whether it takes requests")
     return router
 
 
@@ -57,11 +57,13 @@ def judge(services: Services) -> tuple[Health, str | None]:
     return ("healthy", None) if refusal is None else ("overloaded", refusal)
 
 
-def _add(router: APIRouter, path: str, endpoint: Callable[..., Any], model: type[Any]) -> None:
-    responses: dict[int | str, dict[str, Any]] = {}
+def _add(
+    router: APIRouter, path: str, endpoint: Callable[..., Any], model: type[Any], summary: str
+) -> None:
+    responses: dict[int | str, dict[str, Any]] = {200: {"description": "It is so."}}
     if model is not LiveAnswer:
         responses[503] = {"model": model, "description": "It cannot take work now."}
-    router.add_api_route(path, endpoint, response_model=model, responses=responses)
+    router.add_api_route(path, endpoint, response_model=model, responses=responses, summary=summary)
     # A route of its own, since two methods of one route would share an operation id.
     router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 

@@ -56,7 +56,6 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = trace.request_id
-                headers["x-content-type-options"] = "nosniff"
                 if phases_s := trace.phases_s:
                     total_s = time.perf_counter() - began_s
                     headers["server-timing"] = _server_timing({**phases_s, "total": total_s})
@@ -198,10 +197,11 @@ class ErrorBoundary:
         except Exception as error:
             if is_started:  # too late for an answer: the server logs it and cuts the connection
                 raise
-            await _answer(error, trace_of(scope))(scope, receive, send)
+            await _answer(error, scope)(scope, receive, send)
 
 
-def _answer(error: Exception, trace: RequestTrace) -> Response:
+def _answer(error: Exception, scope: Scope) -> Response:
+    trace = trace_of(scope)
     if isinstance(error, ClientGone):
         trace.outcome = "disconnected"
         return Response(status_code=CLIENT_GONE_STATUS)
@@ -209,7 +209,7 @@ def _answer(error: Exception, trace: RequestTrace) -> Response:
         _log.error("unexpected error", exc_info=error, extra={FIELDS: {"id": trace.request_id}})
         error = ServiceError("an unexpected error occurred; its request_id is in the log")
     trace.outcome = error.code
-    return error_response(error, trace.request_id)
+    return error_response(error, scope)
 
 
 class BodyLimit:

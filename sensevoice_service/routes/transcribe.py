@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
@@ -14,25 +14,43 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from sensevoice_service.admission import Admission
-from sensevoice_service.formats import FileOutcome, transcription_body
-from sensevoice_service.logs import FIELDS
+from sensevoice_service.formats import (
+    MEDIA_TYPES,
+    TIMESTAMPS,
+    FileOutcome,
+    plain_body,
+    transcription_body,
+)
 from sensevoice_service.routes import forms
 from sensevoice_service.routes.client import Client
+from sensevoice_service.routes.errors import UnsupportedFormat, error_body
 from sensevoice_service.routes.forms import FormLimits
-from sensevoice_service.routes.schemas import ERRORS, TranscribeAnswer, TranscribeForm
+from sensevoice_service.routes.schemas import (
+    ERRORS,
+    OTHER_ANSWERS,
+    TranscribeAnswer,
+    TranscribeForm,
+)
 from sensevoice_service.routes.services import Pipeline, Services, ready_model
+from sensevoice_service.routes.streaming import Dialect, Event, OnFileProgress, start_stream
 from sensevoice_service.routes.trace import RequestTrace, trace_of
+from sensevoice_service.routes.work import rendered, slot, transcribe_files
 from sensevoice_service.status import ModelInfo
-from sensevoice_service.types import DecodeOptions, EmptyFile, Overloaded, ServiceError, Upload
+from sensevoice_service.subtitles import SubtitleRules
+from sensevoice_service.types import (
+    DecodeOptions,
+    InvalidRequest,
+    Progress,
+    ServiceError,
+    Transcript,
+    Upload,
+)
 
 if TYPE_CHECKING:
     from sensevoice_service.pipeline import PipelineResult
 
-_log = logging.getLogger("sensevoice_service.routes")
 
-
-def make_router(services: Services, limits: FormLimits) -> APIRouter:
+def make_router(services: Services, limits: FormLimits, rules: SubtitleRules) -> APIRouter:
     router = APIRouter(tags=["transcription"])
     described = {"schema": TranscribeForm.model_json_schema()}
 
@@ -40,7 +58,7 @@ def make_router(services: Services, limits: FormLimits) -> APIRouter:
         "/transcribe",
         summary="Transcribe audio files",
         response_model=TranscribeAnswer,
-        responses=ERRORS,
+        responses={**OTHER_ANSWERS, **ERRORS},
         openapi_extra={
             "requestBody": {"required": True, "content": {"multipart/form-data": described}}
         },
@@ -49,7 +67,12 @@ def make_router(services: Services, limits: FormLimits) -> APIRouter:
         """Send one or more files; each is transcribed on its own.
 
         A file that fails leaves an empty text and its `error` among the `details`. Only where all
-        files fail is the answer an error, with the status of the first.
+        files fail is the answer an error, with the status of the first. Plain text has no place for
+        errors, so there one file that fails is enough.
+
+        With `stream=true` the answer is a stream of server-sent events: `progress` of each file as
+        its audio is recognised, then `done` with the body that the answer would have had, or
+        `error`. What fails before the first event is answered with its own status.
         """
         # The form is no parameter of this function, since it would then be received before any
         # of this is asked.
@@ -57,103 +80,132 @@ def make_router(services: Services, limits: FormLimits) -> APIRouter:
         forms.require_multipart(request.headers)
         trace = trace_of(request.scope)
         client = Client(request.scope, request.receive)
-        async with slot(services.admission, client, trace):
-            form = await forms.read_form(request.headers, client, limits)
-            try:
-                work = _answer(services.pipeline, model, form, limits, trace)
-                return await client.unless_gone(work)
-            finally:
-                await form.close()
+        async with AsyncExitStack() as held:
+            place = await held.enter_async_context(slot(services.admission, client, trace))
+            form = await place.within(forms.read_form(request.headers, client, limits))
+            held.push_async_callback(form.close)
+            job = _Job(services.pipeline, model, rules, trace, _asked(form, limits))
+            trace.names = tuple(file.name for file in job.asked.files)
+            if job.asked.is_stream:
+                return await start_stream(
+                    lambda report: place.within(job.stream(report)),
+                    job.dialect(),
+                    client,
+                    trace,
+                    held.pop_all(),
+                )
+            return await client.unless_gone(place.within(job.answer()))
 
     return router
 
 
-@asynccontextmanager
-async def slot(admission: Admission, client: Client, trace: RequestTrace) -> AsyncIterator[None]:
-    """Hold a slot for the length of the block; note the wait for it, or for want of what.
+@dataclass(frozen=True)
+class _Asked:
+    """``form`` is one of ``MEDIA_TYPES``, ``timestamps`` one of ``TIMESTAMPS``."""
 
-    Raises ``Overloaded`` and ``ClientGone``.
-    """
-    came_s = time.perf_counter()
-    try:
-        place = admission.enter()
-    except Overloaded:
-        stats = admission.stats()
-        is_full = stats.active >= stats.limit and stats.waiting >= stats.max_waiting
-        trace.shed = "full" if is_full else "memory"
-        raise
-    with place:
-        try:
-            await client.unless_gone(place.granted())
-        except Overloaded:
-            trace.shed = "timeout"
-            raise
-        finally:
-            trace.wait_s = time.perf_counter() - came_s
-        yield
+    files: list[Upload]
+    keys: list[str]
+    options: DecodeOptions
+    form: str
+    timestamps: str
+    is_stream: bool
 
 
-async def _answer(
-    pipeline: Pipeline, model: ModelInfo, form: FormData, limits: FormLimits, trace: RequestTrace
-) -> Response:
-    began_s = time.perf_counter()
+def _asked(form: FormData, limits: FormLimits) -> _Asked:
+    """Raises ``InvalidRequest`` and ``UnsupportedFormat``."""
     files = forms.uploads(form, limits)
-    keys = forms.keys(form, files)
-    options = forms.decode_options(form)
-    trace.names = tuple(file.name for file in files)
-    results = await transcribe_files(pipeline, files, options, trace)
-    if all(isinstance(result, ServiceError) for result in results):
-        raise _common_error(results)
-    outcomes = [
-        FileOutcome(key, result if isinstance(result, ServiceError) else result.transcript)
-        for key, result in zip(keys, results, strict=True)
-    ]
-    return JSONResponse(transcription_body(outcomes, model, time.perf_counter() - began_s))
+    answer_form = forms.answer_form(form, "response_format", tuple(MEDIA_TYPES), "json")
+    timestamps = forms.answer_form(form, "timestamps", TIMESTAMPS, "segment")
+    if timestamps == "word" and answer_form != "json":
+        message = f"response_format={answer_form} has no place for the times of words: use json"
+        raise UnsupportedFormat(message, param="timestamps")
+    if answer_form in ("srt", "vtt") and len(files) > 1:
+        message = f"response_format={answer_form} takes one file, {len(files)} were sent"
+        raise InvalidRequest(message, param="files")
+    return _Asked(
+        files=files,
+        keys=forms.keys(form, files),
+        options=forms.decode_options(form),
+        form=answer_form,
+        timestamps=timestamps,
+        is_stream=forms.switch(form, "stream", default=False),
+    )
 
 
-async def transcribe_files(
-    pipeline: Pipeline, files: Sequence[Upload], options: DecodeOptions, trace: RequestTrace
-) -> list[PipelineResult | ServiceError]:
-    """All files at once; what one of them raises is its own result. Cancels all or none."""
-    began_s = time.perf_counter()
-    work = (_transcribe_file(pipeline, file, options, trace.request_id) for file in files)
-    results = await asyncio.gather(*work)
-    trace.process_s = time.perf_counter() - began_s
-    if done := [result for result in results if not isinstance(result, ServiceError)]:
-        _note(done, trace)
-    if len(done) < len(results):
-        trace.outcome = "partial"
-    return list(results)
+@dataclass(frozen=True)
+class _Job:
+    """One request that has been let in, with all that it takes to answer it."""
+
+    pipeline: Pipeline
+    model: ModelInfo
+    rules: SubtitleRules
+    trace: RequestTrace
+    asked: _Asked
+
+    async def answer(self, on_progress: OnFileProgress | None = None) -> Response:
+        """Raises ``ServiceError``."""
+        began_s = time.perf_counter()
+        asked, trace = self.asked, self.trace
+        results = await transcribe_files(
+            self.pipeline, asked.files, asked.options, trace, on_progress
+        )
+        _require_success(results, asked)
+        outcomes = [
+            FileOutcome(key, result if isinstance(result, ServiceError) else result.transcript)
+            for key, result in zip(asked.keys, results, strict=True)
+        ]
+        spent_s = time.perf_counter() - began_s
+        return await rendered(partial(self._response, outcomes, spent_s), trace.audio_s or 0.0)
+
+    async def stream(self, report: OnFileProgress) -> list[Event]:
+        response = await self.answer(report)
+        body = bytes(response.body).decode()
+        return [
+            Event(body, "done") if self.asked.form == "json" else Event.of({"text": body}, "done")
+        ]
+
+    def dialect(self) -> Dialect:
+        return Dialect(self._progress_events, self._error_events)
+
+    def _response(self, outcomes: Sequence[FileOutcome], spent_s: float) -> Response:
+        if self.asked.form == "json":
+            return JSONResponse(
+                transcription_body(outcomes, self.model, spent_s, self.asked.timestamps)
+            )
+        texts = [
+            plain_body(outcome.result, self.asked.form, self.rules)
+            for outcome in outcomes
+            if isinstance(outcome.result, Transcript)
+        ]
+        return Response("".join(texts), headers={"content-type": MEDIA_TYPES[self.asked.form]})
+
+    def _progress_events(self, index: int, progress: Progress) -> Iterable[Event]:
+        told = {
+            "file": index,
+            "key": self.asked.keys[index],
+            "fraction": round(progress.fraction, 4),
+            "text": progress.text,
+        }
+        return [Event.of(told, "progress")]
+
+    def _error_events(self, error: ServiceError) -> Iterable[Event]:
+        body = error_body(
+            error.status, error.code, error.message, error.param, self.trace.request_id
+        )
+        return [Event.of({"status": error.status, **body}, "error")]
 
 
-def _note(done: Sequence[PipelineResult], trace: RequestTrace) -> None:
-    trace.audio_s = sum(result.transcript.duration_s for result in done)
-    # The files wait side by side, but each takes its own time of the processors and the device.
-    trace.queue_s = max(result.timings.queue_s for result in done)
-    trace.decode_s = sum(result.timings.decode_s for result in done)
-    trace.infer_s = sum(result.timings.infer_s for result in done)
-
-
-async def _transcribe_file(
-    pipeline: Pipeline, file: Upload, options: DecodeOptions, request_id: str
-) -> PipelineResult | ServiceError:
-    try:
-        if file.size_bytes == 0:
-            raise EmptyFile("the file is empty", param="files")
-        return await pipeline.transcribe(file, options)
-    except ServiceError as error:
-        return error
-    except Exception:
-        # The other files of the request are not to blame: their texts are still answered.
-        _log.exception("unexpected error", extra={FIELDS: {"id": request_id}})
-        return ServiceError("an unexpected error occurred; its request_id is in the log")
-
-
-def _common_error(results: Sequence[object]) -> ServiceError:
-    """The error of a request whose files all failed: the first one's, and the number of them."""
-    first = results[0]
-    assert isinstance(first, ServiceError)
+def _require_success(results: Sequence[PipelineResult | ServiceError], asked: _Asked) -> None:
+    """Raises the first error where all files failed; plain text has no place for any error."""
+    errors = [result for result in results if isinstance(result, ServiceError)]
+    if not errors or (len(errors) < len(results) and asked.form == "json"):
+        return
+    first = errors[0]
     if len(results) == 1:
-        return first
-    message = f"all {len(results)} files failed; the first: {first.message}"
-    return type(first)(message, param=first.param, retry_after_s=first.retry_after_s)
+        raise first
+    if len(errors) == len(results):
+        message = f"all {len(results)} files failed; the first: {first.message}"
+    else:
+        key = asked.keys[results.index(first)]
+        message = f"{len(errors)} of {len(results)} files failed; the first, {key}: {first.message}"
+    raise type(first)(message, param=first.param, retry_after_s=first.retry_after_s)

@@ -1,0 +1,192 @@
+"""What the service and its decoder processes say to each other, in bytes of fixed meaning.
+
+Nothing is unpickled: a decoder that a file has taken over can send samples and words, no objects.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sensevoice_service.types import (
+    AudioTooLong,
+    CorruptAudio,
+    EmptyFile,
+    ServiceError,
+    UnsupportedAudio,
+)
+
+MAX_PAYLOAD_BYTES = 64 * 2**20
+# What a file may be refused for; any other error is a fault of the decoder.
+REFUSALS: dict[str, type[ServiceError]] = {
+    error.code: error for error in (EmptyFile, UnsupportedAudio, CorruptAudio, AudioTooLong)
+}
+
+_HEAD = struct.Struct("<BI")
+_JOB = struct.Struct("<dd")
+_ORDER = struct.Struct("<BI")
+_PID = struct.Struct("<I")
+_PLACE = struct.Struct("<Q")
+
+
+class Kind(IntEnum):
+    """What a decoder says: a block; the end; a refusal; its own fault."""
+
+    BLOCK = 0
+    END = 1
+    REFUSAL = 2
+    FAULT = 3
+
+
+class Order(IntEnum):
+    """What the host of the decoders is told: to fork one, or to kill one."""
+
+    FORK = 0
+    KILL = 1
+
+
+class PeerGone(Exception):
+    """The other side has ended or hung up."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file to decode: ``descriptor`` is open for reading, and is the receiver's own copy."""
+
+    descriptor: int
+    max_audio_s: float
+    block_s: float
+
+
+def send_job(conversation: socket.socket, job: Job) -> None:
+    _send_with_descriptor(conversation, _JOB.pack(job.max_audio_s, job.block_s), job.descriptor)
+
+
+def receive_job(conversation: socket.socket) -> Job:
+    data, descriptor = _receive_with_descriptor(conversation, _JOB.size)
+    return Job(descriptor, *_JOB.unpack(data))
+
+
+def send_fork(control: socket.socket, conversation: socket.socket) -> None:
+    _send_with_descriptor(control, _ORDER.pack(Order.FORK, 0), conversation.fileno())
+
+
+def send_kill(control: socket.socket, pid: int) -> None:
+    _send_all(control, _ORDER.pack(Order.KILL, pid))
+
+
+def receive_order(control: socket.socket) -> tuple[Order, int, int]:
+    """An order, the process that it is about, and the descriptor of the new one's conversation."""
+    data, fds, _, _ = socket.recv_fds(control, _ORDER.size, 1)
+    if len(data) < _ORDER.size:
+        raise PeerGone
+    order, pid = _ORDER.unpack(data)
+    return Order(order), pid, fds[0] if fds else -1
+
+
+def send_pid(control: socket.socket, pid: int) -> None:
+    _send_all(control, _PID.pack(pid))
+
+
+def receive_pid(control: socket.socket, timeout_s: float) -> int:
+    """The process that was forked, 0 where the system gave none. Raises ``TimeoutError``."""
+    return int(_PID.unpack(_receive_exactly(control, _PID.size, time.monotonic() + timeout_s))[0])
+
+
+def send_message(conversation: socket.socket, kind: Kind, payload: bytes) -> None:
+    _send_all(conversation, _HEAD.pack(kind, len(payload)))
+    if len(payload):
+        _send_all(conversation, payload)
+
+
+def send_refusal(conversation: socket.socket, error: ServiceError) -> None:
+    payload = json.dumps({"code": error.code, "message": error.message}).encode()
+    send_message(conversation, Kind.REFUSAL, payload)
+
+
+def receive_message(conversation: socket.socket, deadline_s: float) -> tuple[Kind, bytearray]:
+    """Raises ``PeerGone`` and, at ``deadline_s`` of the monotonic clock, ``TimeoutError``."""
+    kind, length = _HEAD.unpack(_receive_exactly(conversation, _HEAD.size, deadline_s))
+    if kind not in iter(Kind) or length > MAX_PAYLOAD_BYTES:
+        raise PeerGone
+    return Kind(kind), _receive_exactly(conversation, length, deadline_s)
+
+
+def send_block(conversation: socket.socket, samples: NDArray[np.float32], at_byte: int) -> None:
+    """``at_byte`` is how far the file has been read."""
+    payload = _PLACE.pack(at_byte) + samples.astype("<f4").tobytes()
+    send_message(conversation, Kind.BLOCK, payload)
+
+
+def block_of(payload: bytearray) -> tuple[NDArray[np.float32], int]:
+    """Samples, and how far the file has been read. Raises ``PeerGone`` where they are neither."""
+    try:
+        samples = np.frombuffer(payload, "<f4", offset=_PLACE.size)
+        return samples.astype(np.float32, copy=False), _PLACE.unpack_from(payload)[0]
+    except (ValueError, struct.error):
+        raise PeerGone from None
+
+
+def refusal_of(payload: bytearray) -> ServiceError:
+    """The error that a decoder sent. Raises ``PeerGone`` where it is none that it may send."""
+    try:
+        body = json.loads(bytes(payload))
+        return REFUSALS[body["code"]](str(body["message"]))
+    except (ValueError, KeyError, TypeError):
+        raise PeerGone from None
+
+
+def is_gone(conversation: socket.socket) -> bool:
+    """Whether the other side of an idle conversation has hung up."""
+    conversation.settimeout(0)
+    try:
+        return conversation.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _send_with_descriptor(channel: socket.socket, data: bytes, descriptor: int) -> None:
+    channel.settimeout(None)
+    try:
+        socket.send_fds(channel, [data], [descriptor])
+    except (BrokenPipeError, ConnectionResetError):
+        raise PeerGone from None
+
+
+def _receive_with_descriptor(channel: socket.socket, n_bytes: int) -> tuple[bytes, int]:
+    data, descriptors, _, _ = socket.recv_fds(channel, n_bytes, 1)
+    if len(data) < n_bytes or not descriptors:
+        raise PeerGone
+    return data, descriptors[0]
+
+
+def _send_all(channel: socket.socket, data: bytes) -> None:
+    channel.settimeout(None)
+    try:
+        channel.sendall(data)
+    except (BrokenPipeError, ConnectionResetError):
+        raise PeerGone from None
+
+
+def _receive_exactly(channel: socket.socket, n_bytes: int, deadline_s: float) -> bytearray:
+    data = bytearray(n_bytes)
+    rest = memoryview(data)
+    while len(rest):
+        channel.settimeout(max(0.001, deadline_s - time.monotonic()))
+        try:
+            n_read = channel.recv_into(rest)
+        except ConnectionResetError:
+            n_read = 0
+        if not n_read:
+            raise PeerGone
+        rest = rest[n_read:]
+    return data

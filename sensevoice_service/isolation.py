@@ -1,0 +1,268 @@
+"""Decodes uploads in processes of their own, with bounded memory and time.
+
+A host process, free of the model and of secrets, forks a decoder for each file that is in hand at
+the same time; one that did its file well takes the next. What a hostile file does to its decoder,
+it does to no other file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sensevoice_service import decoder_wire as wire
+from sensevoice_service.decoder_wire import Job, Kind, PeerGone
+from sensevoice_service.descriptors import descriptor_of
+from sensevoice_service.types import (
+    SAMPLE_RATE_HZ,
+    Block,
+    CorruptAudio,
+    NotReady,
+    Overloaded,
+    TimedOut,
+    Upload,
+)
+
+if TYPE_CHECKING:
+    from sensevoice_service.audio import AudioLimits
+
+_log = logging.getLogger(__name__)
+
+# Ends what leaks: libav's decoders have had leaks before.
+MAX_FILES_A_DECODER = 1_000
+HOST_PATIENCE_S = 60.0
+STOP_PATIENCE_S = 2.0
+# A decoder needs none of the rest, keys among it.
+_KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "PYTHONHOME", "VIRTUAL_ENV")
+
+
+class DecoderFault(Exception):
+    """An error in the decoder that is not the file's; the message is its traceback."""
+
+
+@dataclass(frozen=True)
+class DecoderLimits:
+    """What one decoder may take, and how many may wait, idle, for the next file.
+
+    ``memory_bytes`` is beyond what decoders share. ``timeout_s`` is the longest wait for a block,
+    and how far decoding may fall behind real time over the file.
+    """
+
+    memory_bytes: int
+    timeout_s: float
+    max_idle: int
+
+
+class DecoderProcesses:
+    """``decode`` is as ``audio.decode``, in another process. Any thread may call any method.
+
+    It needs no start: the host process runs from the first file, or from ``start``, to ``stop``.
+    """
+
+    def __init__(self, limits: DecoderLimits) -> None:
+        self._limits = limits
+        self._lock = threading.Lock()  # guards all that follows
+        self._host: _Host | None = None
+        self._idle: list[_Decoder] = []
+        self._is_stopped = False
+
+    def start(self) -> None:
+        """Start the host without waiting for it."""
+        with self._lock:
+            self._running_host()
+
+    def stop(self) -> None:
+        """End the host and all decoders; a file in hand ends with ``NotReady``. For good."""
+        with self._lock:
+            self._is_stopped = True
+            idle, self._idle = self._idle, []
+            host, self._host = self._host, None
+        for decoder in idle:
+            decoder.close()
+        if host is not None:
+            host.end()
+
+    def decode(self, upload: Upload, limits: AudioLimits) -> Generator[Block, None, None]:
+        """Raises what ``audio.decode`` does, and ``TimedOut``, ``Overloaded`` and ``NotReady``.
+
+        A decoder that dies makes the file ``CorruptAudio``. The position of ``upload.file`` follows
+        that of the decoder.
+        """
+        decoder = self._take()
+        is_good = False
+        try:
+            yield from self._blocks(decoder, upload, limits)
+            is_good = True
+        finally:
+            self._give(decoder, is_good)
+
+    def _blocks(
+        self, decoder: _Decoder, upload: Upload, limits: AudioLimits
+    ) -> Generator[Block, None, None]:
+        n_samples = 0
+        waited_s = 0.0
+        try:
+            decoder.begin(upload.file, limits)
+            while True:
+                began_s = time.monotonic()
+                lead_s = n_samples / SAMPLE_RATE_HZ - waited_s
+                deadline_s = began_s + self._limits.timeout_s + min(0.0, lead_s)
+                block = decoder.block(deadline_s)
+                if block is None:
+                    return
+                waited_s += time.monotonic() - began_s
+                samples, at_byte = block
+                upload.file.seek(min(at_byte, upload.size_bytes))  # as if it had been read here
+                yield Block(samples, n_samples)
+                n_samples += len(samples)
+        except TimeoutError:
+            _log.warning("a decoder was ended: it took longer than it may")
+            raise TimedOut("decoding the file takes too long") from None
+        except PeerGone:
+            raise self._why_gone(decoder) from None
+
+    def _why_gone(self, decoder: _Decoder) -> Exception:
+        with self._lock:
+            if self._is_stopped:
+                return NotReady("the service is stopping")
+        if not decoder.host.is_running():
+            return Overloaded("the decoder was ended; try again", retry_after_s=1)
+        _log.warning("a decoder died of a file")
+        return CorruptAudio("the file cannot be decoded: it makes the decoder fail")
+
+    def _take(self) -> _Decoder:
+        with self._lock:
+            while self._idle:
+                decoder = self._idle.pop()
+                if not wire.is_gone(decoder.conversation):
+                    return decoder
+                decoder.close()
+            for _ in range(2):
+                host = self._running_host()
+                try:
+                    return host.fork()
+                except (PeerGone, TimeoutError):
+                    _log.warning("the host of the decoders is gone: another is started")
+                    host.end()
+        raise DecoderFault("the host of the decoders does not answer")
+
+    def _running_host(self) -> _Host:
+        if self._is_stopped:
+            raise NotReady("the service is stopping")
+        if self._host is None or not self._host.is_running():
+            if self._host is not None:
+                self._host.end()
+            self._host = _Host(self._limits.memory_bytes)
+        return self._host
+
+    def _give(self, decoder: _Decoder, is_good: bool) -> None:
+        """Keep a decoder for the next file, or end it. One that met a bad file is not kept."""
+        with self._lock:
+            has_room = not self._is_stopped and len(self._idle) < self._limits.max_idle
+            if is_good and has_room and decoder.n_files < MAX_FILES_A_DECODER:
+                self._idle.append(decoder)
+                return
+        decoder.close()
+        if not is_good:
+            with self._lock:
+                decoder.host.kill(decoder.pid)
+
+
+class _Host:
+    """The process that forks decoders. Not thread-safe."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self._control, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "sensevoice_service.decoder_host"]
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, str(theirs.fileno()), str(memory_bytes)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=_host_environment(),
+                pass_fds=(theirs.fileno(),),
+            )
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def fork(self) -> _Decoder:
+        """Raises ``PeerGone``, ``TimeoutError`` and, for want of a process, ``Overloaded``."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                wire.send_fork(self._control, theirs)
+            pid = wire.receive_pid(self._control, HOST_PATIENCE_S)
+            if not pid:
+                raise Overloaded("the system has no process left for decoding", retry_after_s=1)
+        except BaseException:
+            ours.close()
+            raise
+        return _Decoder(self, pid, ours)
+
+    def kill(self, pid: int) -> None:
+        """Its own parent does it, so that the number cannot have gone to another process."""
+        with suppress(PeerGone, OSError):
+            wire.send_kill(self._control, pid)
+
+    def end(self) -> None:
+        self._control.close()
+        try:
+            self._process.wait(STOP_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _host_environment() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    package_parent = str(Path(__file__).resolve().parents[1])
+    # numpy's linear algebra would start threads, which do not live through a fork.
+    threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {**kept, **threads, "PYTHONPATH": package_parent, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+class _Decoder:
+    """A decoder process as seen from the service; it has one file at a time."""
+
+    def __init__(self, host: _Host, pid: int, conversation: socket.socket) -> None:
+        self.host = host
+        self.pid = pid
+        self.conversation = conversation
+        self.n_files = 0
+
+    def begin(self, file: BinaryIO, limits: AudioLimits) -> None:
+        descriptor = descriptor_of(file)
+        try:
+            wire.send_job(self.conversation, Job(descriptor, limits.max_audio_s, limits.block_s))
+        finally:
+            os.close(descriptor)
+        self.n_files += 1
+
+    def block(self, deadline_s: float) -> tuple[NDArray[np.float32], int] | None:
+        """Samples, and how far the file has been read; None at the end. Raises what it says."""
+        kind, payload = wire.receive_message(self.conversation, deadline_s)
+        if kind is Kind.END:
+            return None
+        if kind is Kind.REFUSAL:
+            raise wire.refusal_of(payload)
+        if kind is Kind.FAULT:
+            raise DecoderFault(payload.decode("utf-8", "replace"))
+        return wire.block_of(payload)
+
+    def close(self) -> None:
+        """A decoder that can still hear it ends."""
+        self.conversation.close()

@@ -1,0 +1,50 @@
+"""What browsers are told of every answer, so that a page elsewhere can do nothing with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_OF_ALL = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+}
+# A page of our own has a policy that lets it run.
+_OF_DATA = {"content-security-policy": "default-src 'none'; frame-ancestors 'none'"}
+
+
+class SecurityHeaders:
+    """Adds what a route has not set itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                is_page = headers.get("content-type", "").startswith("text/html")
+                for name, value in {**_OF_ALL, **({} if is_page else _OF_DATA)}.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def cors(origins: Sequence[str]) -> list[Middleware]:
+    """Nothing for no origins: browsers then keep answers from the pages of others."""
+    if not origins:
+        return []
+    options: dict[str, Any] = {
+        "allow_origins": tuple(origins),
+        "allow_methods": ("GET", "HEAD", "POST"),
+        "allow_headers": ("*",),
+        "expose_headers": ("x-request-id", "retry-after", "server-timing"),
+    }
+    return [Middleware(CORSMiddleware, **options)]
