@@ -168,7 +168,7 @@ def test_ctrl_c_ends_at_once_and_keeps_what_is_done(talks: Path) -> None:
     assert "Traceback" not in said
     [(start_s, end_s, text)] = cues((talks / "a.srt").read_text())
     assert text == HELLO
-    assert 0 < start_s < end_s < 2
+    assert 0 <= start_s < end_s < 2
     assert sorted(os.listdir(talks)) == ["a.srt", "a.wav", "b.wav", "deep", "readme.txt"]
 
 
@@ -191,7 +191,7 @@ def test_a_service_is_asked_in_place_of_a_model(
 def test_subtitles_are_made_of_what_the_service_answers(form: str, words: Path, url: str) -> None:
     path = words / "a.wav"
     assert main(["transcribe", str(path), "--server", url, "--format", form]) == 0
-    assert cues(path.with_suffix(f".{form}").read_text()) == [(0.0, 1.5, "morning")]
+    assert cues(path.with_suffix(f".{form}").read_text()) == [(0.0, 0.8, "morning")]
 
 
 def test_what_is_done_is_done_again_only_on_demand(words: Path, url: str, parts: House) -> None:

@@ -44,7 +44,7 @@ POLICY = PipelinePolicy(
     large_file_bytes=2**40,
     max_chunks_in_flight=2,
 )
-CLIP, LONG = wav(pcm16(voice(1.0) / 2)), wav(bytes(2 * 60 * 16_000))
+CLIP, LONG = wav(pcm16((voice(1.0) / 2).astype("float32"))), wav(bytes(2 * 60 * 16_000))
 
 
 @dataclass
