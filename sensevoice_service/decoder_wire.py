@@ -84,11 +84,9 @@ def send_kill(control: socket.socket, pid: int) -> None:
 
 def receive_order(control: socket.socket) -> tuple[Order, int, int]:
     """An order, the process that it is about, and the descriptor of the new one's conversation."""
-    data, fds, _, _ = socket.recv_fds(control, _ORDER.size, 1)
-    if len(data) < _ORDER.size:
-        raise PeerGone
+    data, descriptor = _receive_with_descriptor(control, _ORDER.size)
     order, pid = _ORDER.unpack(data)
-    return Order(order), pid, fds[0] if fds else -1
+    return Order(order), pid, descriptor
 
 
 def send_pid(control: socket.socket, pid: int) -> None:
@@ -158,22 +156,26 @@ def _send_with_descriptor(channel: socket.socket, data: bytes, descriptor: int) 
     channel.settimeout(None)
     try:
         socket.send_fds(channel, [data], [descriptor])
-    except (BrokenPipeError, ConnectionResetError):
+    except ConnectionError:
         raise PeerGone from None
 
 
 def _receive_with_descriptor(channel: socket.socket, n_bytes: int) -> tuple[bytes, int]:
-    data, descriptors, _, _ = socket.recv_fds(channel, n_bytes, 1)
-    if len(data) < n_bytes or not descriptors:
+    """The descriptor is -1 where none came."""
+    try:
+        data, descriptors, _, _ = socket.recv_fds(channel, n_bytes, 1)
+    except ConnectionError:  # it hung up with something unread
+        raise PeerGone from None
+    if len(data) < n_bytes:
         raise PeerGone
-    return data, descriptors[0]
+    return data, descriptors[0] if descriptors else -1
 
 
 def _send_all(channel: socket.socket, data: bytes) -> None:
     channel.settimeout(None)
     try:
         channel.sendall(data)
-    except (BrokenPipeError, ConnectionResetError):
+    except ConnectionError:
         raise PeerGone from None
 
 
@@ -184,7 +186,7 @@ def _receive_exactly(channel: socket.socket, n_bytes: int, deadline_s: float) ->
         channel.settimeout(max(0.001, deadline_s - time.monotonic()))
         try:
             n_read = channel.recv_into(rest)
-        except ConnectionResetError:
+        except ConnectionError:
             n_read = 0
         if not n_read:
             raise PeerGone

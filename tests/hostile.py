@@ -151,11 +151,13 @@ class Victim:
     def unharmed(self) -> Iterator[None]:
         """Whatever happens within the block, the service is afterwards what it was before."""
         assert self.baseline is not None
+        n_lines = len(self.server.lines)
         yield
         assert self.is_ready()
         self._returns_to(self.baseline)
         assert self.good_texts() == self.texts
-        assert "Traceback" not in self.server.log
+        logged = "\n".join(self.server.lines[n_lines:])
+        assert "Traceback" not in logged, logged
 
     def _returns_to(self, baseline: Footprint) -> None:
         deadline_s = time.monotonic() + PATIENT_S
