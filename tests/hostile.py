@@ -9,7 +9,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENT_S = 60.0  # only a hang takes that long
 MIB = 2**20
 EDGE = b"edge"
+NO_HEADERS: Mapping[str, str] = {}
 SETTINGS = {
     "MODEL": "demo",
     "PORT": "0",
@@ -95,13 +96,12 @@ class Victim:
             thread.start()
         for thread in threads:
             thread.join()
+        deadline_s = time.monotonic() + PATIENT_S
         seen = [self.footprint()]
-        quiet_s = time.monotonic() + 1.0
-        while time.monotonic() < quiet_s:  # until it has not changed for a second
+        while len(seen) < 20 or len(set(seen[-20:])) > 1:  # until it no longer changes
+            assert time.monotonic() < deadline_s, seen[-20:]
             time.sleep(0.05)
-            if (now := self.footprint()) != seen[-1]:
-                seen.append(now)
-                quiet_s = time.monotonic() + 1.0
+            seen.append(self.footprint())
         self.baseline = seen[-1]
 
     def good_texts(self) -> list[str]:
@@ -129,6 +129,10 @@ class Victim:
         children = self.process.children(recursive=True)
         return [one for one in children if one.status() != psutil.STATUS_ZOMBIE]
 
+    def peer_ports(self) -> list[int]:
+        connections = self.process.net_connections("tcp4")
+        return [connection.raddr.port for connection in connections if connection.raddr]
+
     def rss_bytes(self) -> int:
         """Of the service and its decoders."""
         total = 0
@@ -138,7 +142,10 @@ class Victim:
         return total
 
     def footprint(self) -> Footprint:
-        requests = get(self.port, "/health")[1]["requests"]
+        """What it holds beside the connection that this question took."""
+        (_, health), own_port = exchange(self.port, "GET", "/health")
+        requests = health["requests"]
+        until(lambda: own_port not in self.peer_ports())
         return Footprint(
             descriptors=self.process.num_fds(),
             threads=self.process.num_threads(),
@@ -223,22 +230,24 @@ def form(*files: bytes, names: Sequence[str] = (), **fields: str) -> Body:
 
 
 def post(port: int, body: Body, path: str = "/transcribe") -> Answer:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENT_S)
-    try:
-        headers = {**body.headers, "Connection": "close"}
-        connection.request("POST", path, body.content, headers)
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())
-    finally:
-        connection.close()
+    return exchange(port, "POST", path, body.content, body.headers)[0]
 
 
 def get(port: int, path: str) -> Answer:
+    return exchange(port, "GET", path)[0]
+
+
+def exchange(
+    port: int, method: str, path: str, content: bytes = b"", headers: Mapping[str, str] = NO_HEADERS
+) -> tuple[Answer, int]:
+    """One request over a connection of its own: the answer, and the port it came from."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENT_S)
     try:
-        connection.request("GET", path, headers={"Connection": "close"})
+        connection.connect()
+        own_port = connection.sock.getsockname()[1]
+        connection.request(method, path, content, {**headers, "Connection": "close"})
         response = connection.getresponse()
-        return response.status, json.loads(response.read())
+        return (response.status, json.loads(response.read())), own_port
     finally:
         connection.close()
 
