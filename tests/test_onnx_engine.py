@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from sensevoice_service.types import Chunk, Hypothesis, ModelError
 from tests.models import Model, chunk_of, noise
 
 SHARED = Threads(narrow=1, wide=2)
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module", params=["fp32", "int8"])
@@ -48,6 +51,14 @@ def same(a: Hypothesis, b: Hypothesis) -> bool:
     return a.prompt_ids == b.prompt_ids and all(
         np.array_equal(getattr(a, name), getattr(b, name)) for name in arrays
     )
+
+
+def test_onnxruntime_keeps_no_records_of_its_use(tmp_path: Path) -> None:
+    """Unless told otherwise it opens a database in the user's cache, to report from."""
+    import_it = "import sensevoice_service.onnx_engine"
+    home = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    subprocess.run([sys.executable, "-c", import_it], env=home, cwd=ROOT, check=True)
+    assert "onnxruntime.db" not in [path.name for path in tmp_path.rglob("*")]
 
 
 def test_it_hears_what_torch_hears(engine: OnnxEngine, demo: Model) -> None:
