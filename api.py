@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -121,20 +121,19 @@ def load_model(settings: Settings, pool: Executor, stop: threading.Event) -> Loa
             intra_op_threads=settings.INTRA_OP_THREADS,
         ),
     )
-    engine = opened.engine
-    limits = batch_limits(settings, engine.device.type)
+    limits = batch_limits(settings, opened.engine.device.type)
     longest_s = settings.LARGE_FILE_DURATION_SEC
-    engine.warm_up(warm_up_shapes(limits.max_items, limits.max_padded_frames, longest_s))
-    info = describe(folder, engine)
+    opened.warm_up(warm_up_shapes(limits.max_items, limits.max_padded_frames, longest_s))
+    info = describe(folder, opened.engines)
     _log.info("serving %s on %s in %s", info.name, info.device, info.precision)
-    batcher = Batcher([engine] * opened.n_workers, limits)
+    batcher = Batcher(opened.workers, limits)
     decode, close = start_decoding(settings)
-    policy = pipeline_policy(settings, opened.n_workers)
+    policy = pipeline_policy(settings, len(opened.workers))
     return LoadedModel(
         info=info,
         batcher=batcher,
         pipeline=Pipeline(batcher, pool, opened.vocabulary, policy, decode),
-        gpu_memory=engine.gpu_memory,
+        gpu_memory=opened.gpu_memory,
         close=close,
     )
 
@@ -157,14 +156,15 @@ def decode_threads(settings: Settings) -> int:
     return settings.DECODE_THREADS or (os.cpu_count() or 1) + 1
 
 
-def describe(folder: ModelFolder, engine: Any) -> ModelInfo:
+def describe(folder: ModelFolder, engines: Sequence[Any]) -> ModelInfo:
+    """Of the engines of all devices: they differ in precision only where the GPUs do."""
     return ModelInfo(
         name=folder.name,
         is_demo=folder.is_demo,
-        device=str(engine.device),
-        precision=engine.precision,
+        device=",".join(str(engine.device) for engine in engines),
+        precision=",".join(dict.fromkeys(engine.precision for engine in engines)),
         source=str(folder.path),
-        parameters=engine.n_parameters,
+        parameters=engines[0].n_parameters,
     )
 
 

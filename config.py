@@ -75,8 +75,8 @@ class Settings(BaseSettings):
     HUB: Literal["ms", "hf"] = Field("ms", description="ModelScope or Hugging Face.")
     DEVICE: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="auto (a GPU where there is one), cpu, cuda or cuda:N.",
+        pattern=r"^(auto|cpu|cuda|cuda:\d+(,cuda:\d+)*)$",
+        description="auto (a GPU where there is one), cpu, cuda or cuda:N; several: cuda:0,cuda:1.",
     )
     QUANTIZE: Literal["auto", "off", "bf16", "int8"] = Field(
         "auto",
@@ -86,7 +86,7 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=256,
-        description="Inference threads sharing the queue; 0 is one a core, or one on a GPU.",
+        description="Inference threads of each device; 0 is one a core, or one on a GPU.",
     )
     INTRA_OP_THREADS: int = Field(
         0, ge=0, description="CPU threads of one inference; 0 shares the cores among the workers."
@@ -187,6 +187,13 @@ class Settings(BaseSettings):
         if self.SUBTITLE_MIN_SEC > self.SUBTITLE_MAX_SEC:
             raise ValueError("SUBTITLE_MIN_SEC must not exceed SUBTITLE_MAX_SEC")
         return self
+
+    @field_validator("DEVICE")
+    @classmethod
+    def _devices_differ(cls, value: str) -> str:
+        if len(devices := value.split(",")) > len(set(devices)):
+            raise ValueError("a device is named twice")
+        return value
 
     @field_validator("TLS_CERTFILE", "TLS_KEYFILE", "API_KEYS_FILE")
     @classmethod

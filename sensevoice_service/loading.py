@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import wave
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -63,7 +64,10 @@ class AnyEngine(Protocol):
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """As in the settings: 0 workers are one a core on a CPU and one on a GPU, 0 threads a share."""
+    """As in the settings: 0 workers are one a core on a CPU and one on a GPU, 0 threads a share.
+
+    Of several devices, separated by commas, ``n_workers`` is that of each.
+    """
 
     device: str = "auto"
     quantize: str = "auto"
@@ -73,11 +77,36 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class OpenModel:
-    """``n_workers`` threads may call ``engine`` at once."""
+    """An engine a device; ``n_workers`` threads may call each of them at once."""
 
-    engine: AnyEngine
+    engines: tuple[AnyEngine, ...]
     vocabulary: Vocabulary
     n_workers: int
+
+    @property
+    def engine(self) -> AnyEngine:
+        """The first: they hear the same."""
+        return self.engines[0]
+
+    @property
+    def workers(self) -> list[AnyEngine]:
+        """An engine for each thread, first one of every device."""
+        return list(self.engines) * self.n_workers
+
+    def warm_up(self, shapes: Sequence[tuple[int, float]]) -> None:
+        for engine in self.engines:
+            engine.warm_up(shapes)
+
+    def gpu_memory(self) -> dict[str, Any] | None:
+        """Bytes of all GPUs together, and of each under ``devices``; None where there is none."""
+        readings = ((str(engine.device), engine.gpu_memory()) for engine in self.engines)
+        devices = {name: reading for name, reading in readings if reading is not None}
+        if not devices:
+            return None
+        totals: Counter[str] = Counter()
+        for reading in devices.values():
+            totals.update(reading)
+        return {**totals, "devices": devices}
 
 
 def open_model(folder: ModelFolder, options: EngineOptions) -> OpenModel:
@@ -85,25 +114,36 @@ def open_model(folder: ModelFolder, options: EngineOptions) -> OpenModel:
 
     Sets torch's threads for the whole process, since features are torch's on every engine.
     """
-    device = choose_device(options.device)
-    precision = choose_precision(options.quantize, device)
-    n_workers, threads = share_cores(options, device)
+    devices = [choose_device(name) for name in options.device.split(",")]
+    n_workers, threads = share_cores(options, devices[0], len(devices))
     torch.set_num_threads(threads.narrow)
     vocabulary = load_vocabulary(folder.bpe_model)
     files = ModelFiles(folder.config_yaml, folder.checkpoint, folder.cmvn)
+    engines = (
+        _open_engine(files, vocabulary, device, options.quantize, threads) for device in devices
+    )
+    return OpenModel(tuple(engines), vocabulary, n_workers)
+
+
+def _open_engine(
+    files: ModelFiles, vocabulary: Vocabulary, device: torch.device, quantize: str, threads: Threads
+) -> AnyEngine:
+    precision = choose_precision(quantize, device)
     engine: Legible
     if precision == "int8" or (precision == "fp32" and device.type == "cpu"):
         plain = load_engine(files, vocabulary.size, device, "fp32")
-        engine = _open_onnx(plain, precision, threads, is_wish=options.quantize == "auto")
+        engine = _open_onnx(plain, precision, threads, is_wish=quantize == "auto")
     else:
         engine = load_engine(files, vocabulary.size, device, precision)
-    return OpenModel(SteeredEngine(engine, vocabulary), vocabulary, n_workers)
+    return SteeredEngine(engine, vocabulary)
 
 
-def share_cores(options: EngineOptions, device: torch.device) -> tuple[int, Threads]:
-    """Workers, and the threads of each."""
+def share_cores(
+    options: EngineOptions, device: torch.device, n_devices: int = 1
+) -> tuple[int, Threads]:
+    """Workers of each device, and the threads of each worker."""
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    n_cores = n_cores or 1
+    n_cores = max(1, (n_cores or 1) // n_devices)
     n_workers = options.n_workers or (n_cores if device.type == "cpu" else 1)
     narrow = options.intra_op_threads or max(1, n_cores // n_workers)
     return n_workers, Threads(narrow=narrow, wide=options.intra_op_threads or n_cores)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
@@ -224,12 +224,14 @@ def _memory_metrics(reading: MemoryReading) -> Iterable[Metric]:
     )
 
 
-def _gpu_metrics(memory: Mapping[str, int] | None) -> Iterable[Metric]:
+def _gpu_metrics(memory: Mapping[str, Any] | None) -> Iterable[Metric]:
     family = GaugeMetricFamily(
         "sensevoice_gpu_memory_bytes",
         "Memory of the GPU: in use by all, there is in total, held by this process.",
-        labels=["kind"],
+        labels=["device", "kind"],
     )
-    for name, n_bytes in (memory or {}).items():
-        family.add_metric([name.removesuffix("_bytes")], n_bytes)
+    devices = (memory or {}).get("devices", {})
+    for device, reading in devices.items():
+        for name, n_bytes in reading.items():
+            family.add_metric([device, name.removesuffix("_bytes")], n_bytes)
     return (family,)

@@ -108,6 +108,8 @@ def test_an_unknown_name_in_the_local_file_is_told_with_those_that_are_known(
         ("PORT", "http", "integer"),
         ("HUB", "elsewhere", "'ms' or 'hf'"),
         ("DEVICE", "gpu", "cpu, cuda or cuda:N"),
+        ("DEVICE", "cuda:0,cpu", "several: cuda:0,cuda:1"),
+        ("DEVICE", "cuda:0,cuda:0", "named twice"),
         ("QUANTIZE", "int4", "'auto', 'off', 'bf16' or 'int8'"),
         ("MODEL", "", "at least 1 character"),
         ("MEMORY_LIMIT_PERCENT", "0", "greater than 0"),

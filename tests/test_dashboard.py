@@ -24,7 +24,8 @@ TARGET_LABELS = {"job", "instance"}
 def full_scrape() -> Scrape:
     """Of a service on a GPU with a request behind it."""
     place = house()
-    place.state.gpu = {"used_bytes": 3, "total_bytes": 4, "process_bytes": 2}
+    reading = {"used_bytes": 3, "total_bytes": 4, "process_bytes": 2}
+    place.state.gpu = {**reading, "devices": {"cuda:0": reading}}
     place.metrics.request_ended(EndedRequest("/transcribe", 200, "ok", 2.0, {}))
     return parse(*place.metrics.exposition(""))
 

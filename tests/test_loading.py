@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +14,20 @@ import pytest
 import torch
 
 from sensevoice_service import loading
+from sensevoice_service.batcher import Batcher, Worker
 from sensevoice_service.loading import (
     CHECK_UTTERANCE,
+    AnyEngine,
     EngineOptions,
+    OpenModel,
     check_chunk,
     open_model,
     share_cores,
 )
 from sensevoice_service.onnx_engine import Threads
 from sensevoice_service.onnx_graph import Int8
-from sensevoice_service.types import DecodeOptions, ModelError
+from sensevoice_service.types import Chunk, DecodeOptions, Hypothesis, ModelError
+from tests.echo import ONE_BY_ONE, PATIENT_S
 from tests.models import Model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
@@ -103,6 +109,70 @@ def test_workers_share_the_cores(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
     assert share_cores(options, device) == (workers, threads)
+
+
+def test_several_devices_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
+    assert share_cores(EngineOptions(), GPU, n_devices=2) == (1, Threads(4, 4))
+    assert share_cores(EngineOptions(n_workers=2), GPU, n_devices=4) == (2, Threads(1, 2))
+
+
+def two_devices(demo: Model) -> OpenModel:
+    return open_model(demo.folder, EngineOptions("cpu,cpu", "off", n_workers=1))
+
+
+def test_each_device_has_an_engine_and_one_batcher_feeds_them_all(demo: Model) -> None:
+    opened = two_devices(demo)
+    assert len({id(engine) for engine in opened.engines}) == 2
+    meeting = threading.Barrier(2, timeout=PATIENT_S)
+    used: list[int] = []
+
+    def met(engine: AnyEngine) -> Worker:
+        """Goes on once the other device has a batch as well."""
+
+        def call(chunks: Sequence[Chunk]) -> list[Hypothesis]:
+            meeting.wait()
+            used.append(id(engine))
+            return engine(chunks)
+
+        return call
+
+    batcher = Batcher([met(engine) for engine in opened.workers], ONE_BY_ONE)
+    batcher.start()
+    try:
+        heard = [batcher.submit(check_chunk()) for _ in range(2)]
+        wanted = demo.engine([check_chunk()])[0].token_ids.tolist()
+        for future in heard:
+            assert future.result(PATIENT_S).hypothesis.token_ids.tolist() == wanted
+    finally:
+        batcher.stop(timeout_s=PATIENT_S)
+    assert set(used) == {id(engine) for engine in opened.engines}
+
+
+def test_workers_take_the_devices_by_turns(demo: Model) -> None:
+    opened = two_devices(demo)
+    first, second = opened.engines
+    assert replace(opened, n_workers=2).workers == [first, second, first, second]
+
+
+def test_gpu_memory_is_told_together_and_of_each_device(
+    demo: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = two_devices(demo)
+    assert opened.gpu_memory() is None
+    for index, engine in enumerate(opened.engines):
+        monkeypatch.setattr(engine, "device", torch.device("cuda", index))
+        monkeypatch.setattr(
+            engine, "gpu_memory", lambda n=index: {"used_bytes": n, "total_bytes": 8}
+        )
+    assert opened.gpu_memory() == {
+        "used_bytes": 1,
+        "total_bytes": 16,
+        "devices": {
+            "cuda:0": {"used_bytes": 0, "total_bytes": 8},
+            "cuda:1": {"used_bytes": 1, "total_bytes": 8},
+        },
+    }
 
 
 def test_features_are_made_on_a_workers_share_of_the_cores(

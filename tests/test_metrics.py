@@ -171,12 +171,18 @@ def test_memory_is_that_of_the_container_and_of_the_gpu() -> None:
     assert found.value("sensevoice_memory_used_bytes") == 30
     assert found.value("sensevoice_memory_limit_bytes") == 120
     assert found.series("sensevoice_gpu_memory_bytes") == {}
-    place.state.gpu = {"used_bytes": 3, "total_bytes": 4, "process_bytes": 2}
-    kinds = scrape(place).series("sensevoice_gpu_memory_bytes")
-    assert {dict(labels)["kind"]: value for labels, value in kinds.items()} == {
-        "used": 3,
-        "total": 4,
-        "process": 2,
+    first = {"used_bytes": 3, "total_bytes": 4, "process_bytes": 2}
+    second = {"used_bytes": 1, "total_bytes": 4, "process_bytes": 1}
+    place.state.gpu = {"used_bytes": 4, "devices": {"cuda:0": first, "cuda:1": second}}
+    series = scrape(place).series("sensevoice_gpu_memory_bytes")
+    names = [dict(labels) for labels in series]
+    assert {(n["device"], n["kind"]): v for n, v in zip(names, series.values(), strict=True)} == {
+        ("cuda:0", "used"): 3,
+        ("cuda:0", "total"): 4,
+        ("cuda:0", "process"): 2,
+        ("cuda:1", "used"): 1,
+        ("cuda:1", "total"): 4,
+        ("cuda:1", "process"): 1,
     }
 
 

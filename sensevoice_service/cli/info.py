@@ -130,11 +130,12 @@ def _device(settings: Settings) -> tuple[dict[str, Any], list[str]]:
     from sensevoice_service.engine import choose_device, choose_precision
 
     try:
-        device = choose_device(settings.DEVICE)
-        precision = choose_precision(settings.QUANTIZE, device)
+        devices = [choose_device(name) for name in settings.DEVICE.split(",")]
+        precisions = [choose_precision(settings.QUANTIZE, device) for device in devices]
     except ModelError as error:
         return {"name": None, "precision": None}, [str(error)]
-    return {"name": str(device), "precision": precision}, []
+    name, precision = ",".join(map(str, devices)), ",".join(dict.fromkeys(precisions))
+    return {"name": name, "precision": precision}, []
 
 
 def _version(package: str) -> str | None:

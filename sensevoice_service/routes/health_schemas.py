@@ -90,7 +90,7 @@ class HealthAnswer(Answer):
     uptime_s: float = Field(description="Seconds since the start.", examples=[3600.0])
     memory: Memory = Field(description="Of the container or the host.")
     gpu: dict[str, Any] | None = Field(
-        description="Memory of the GPU, or null without one.", examples=[None]
+        description="Memory of the GPUs, together and each, or null without one.", examples=[None]
     )
     requests: Requests = Field(description="Those that are in the service now.")
     batches: Batches = Field(description="What the batcher does and has done since the start.")
