@@ -26,7 +26,7 @@ from sensevoice_service.batcher import Batcher, BatchLimits
 from sensevoice_service.chunker import ChunkPolicy
 from sensevoice_service.isolation import DecoderLimits, DecoderProcesses
 from sensevoice_service.logs import configure_logging
-from sensevoice_service.memory import MemoryGauge
+from sensevoice_service.memory import MemoryGauge, give_back
 from sensevoice_service.metrics import Metrics, Sources
 from sensevoice_service.model_store import ModelFolder, resolve_model
 from sensevoice_service.pipeline import Decode, Pipeline, PipelinePolicy
@@ -49,6 +49,8 @@ HUB_TIMEOUT_S = 5.0
 THREAD_SWITCH_S = 0.0005
 # Most connections taken before the event loop goes on with those it has.
 CONNECTIONS_AT_ONCE = 64
+# How often it is asked whether nobody is in, so that memory can be given back.
+TIDY_S = 5.0
 # For idle inference threads to end; one inside of a model is left behind.
 STOP_S = 1.0
 
@@ -89,7 +91,9 @@ def assemble(settings: Settings, on_failure: Callable[[], None], load: Load) -> 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         service.start()
+        tidying = asyncio.create_task(admission.tidy_when_idle(give_back, TIDY_S))
         yield
+        tidying.cancel()
         # The server has waited for the work in hand, or given it up.
         await asyncio.to_thread(service.stop, STOP_S)
         pool.shutdown(wait=False, cancel_futures=True)

@@ -112,6 +112,7 @@ class Admission:
         self._line: deque[asyncio.Future[None]] = deque()
         self._timers: dict[Place, asyncio.TimerHandle | None] = {}
         self._is_closed = False
+        self._has_worked = False
 
     def refusal(self) -> str | None:
         """Why a newcomer would be turned away now, or ``None``."""
@@ -139,6 +140,7 @@ class Admission:
             self._line.append(turn)
         place = Place(self, turn)
         self._timers[place] = self._limit_time(place)
+        self._has_worked = True
         return place
 
     @asynccontextmanager
@@ -153,6 +155,14 @@ class Admission:
         self._is_closed = True
         for place in self._timers:
             place.end(self._closing())
+
+    async def tidy_when_idle(self, tidy: Callable[[], None], every_s: float) -> NoReturn:
+        """Call ``tidy``, in a thread, when nobody is in and somebody has been since the last."""
+        while True:
+            await asyncio.sleep(every_s)
+            if self._has_worked and not self._active:
+                self._has_worked = False
+                await asyncio.to_thread(tidy)
 
     def stats(self) -> AdmissionStats:
         return AdmissionStats(self._active, len(self._line), self._limit, self._max_waiting)

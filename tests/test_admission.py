@@ -277,3 +277,25 @@ async def test_closing_ends_those_who_work_and_wait_and_lets_nobody_in() -> None
     with pytest.raises(NotReady):
         door.enter()
     assert (door.stats().active, door.stats().waiting) == (0, 0)
+
+
+@pytest.mark.asyncio
+async def test_it_is_tidied_up_once_after_the_last_has_gone() -> None:
+    door, tidied = admission(), asyncio.Event()
+    n_calls = 0
+    loop = asyncio.get_running_loop()
+
+    def tidy() -> None:
+        nonlocal n_calls
+        n_calls += 1
+        assert door.stats().active == 0
+        loop.call_soon_threadsafe(tidied.set)
+
+    tidying = asyncio.create_task(door.tidy_when_idle(tidy, every_s=0.001))
+    async with door.slot():
+        await asyncio.sleep(0.02)  # it would be called by now
+        assert n_calls == 0
+    await asyncio.wait_for(tidied.wait(), 10)
+    await asyncio.sleep(0.02)
+    assert n_calls == 1
+    tidying.cancel()
