@@ -117,10 +117,11 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = load_settings()
     opened = open_model(open_folder(arguments.model), EngineOptions("cpu", arguments.quantize))
-    batcher = Batcher([opened.engine] * opened.n_workers, batch_limits(settings, "cpu"))
+    batcher = Batcher(opened.workers, batch_limits(settings, "cpu"))
     batcher.start()
     with ThreadPoolExecutor(2) as pool:
-        pipeline = Pipeline(batcher, pool, opened.vocabulary, pipeline_policy(settings))
+        policy = pipeline_policy(settings, opened.n_workers)
+        pipeline = Pipeline(batcher, pool, opened.vocabulary, policy)
         utterances = make_utterances(N_UTTERANCES, Espeak())
         for pauses in (True, False):
             result = compare(pipeline, utterances, 60 * arguments.minutes, pauses)

@@ -25,10 +25,11 @@ from sensevoice_service.types import DecodeOptions, Upload
 def our_pipeline(folder: Path, quantize: str, n_threads: int) -> Iterator[Pipeline]:
     settings = load_settings()
     opened = open_model(open_folder(folder), EngineOptions("cpu", quantize, n_workers=n_threads))
-    batcher = Batcher([opened.engine] * opened.n_workers, batch_limits(settings, "cpu"))
+    batcher = Batcher(opened.workers, batch_limits(settings, "cpu"))
     batcher.start()
     with ThreadPoolExecutor(2) as pool:
-        yield Pipeline(batcher, pool, opened.vocabulary, pipeline_policy(settings))
+        policy = pipeline_policy(settings, opened.n_workers)
+        yield Pipeline(batcher, pool, opened.vocabulary, policy)
     batcher.stop()
 
 
