@@ -1,0 +1,1 @@
+"""Bounded searches for inputs that break something: ``make fuzz``."""
