@@ -9,6 +9,7 @@ import re
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from api import TIDY_S
 from config import Settings
 from tests import server_process
 from tests.server_process import ServerProcess
@@ -96,13 +98,18 @@ class Victim:
             thread.start()
         for thread in threads:
             thread.join()
+        # Some seconds after the last request memory is given back, in a thread of its own.
+        self.baseline = self._unchanged_for(TIDY_S + 1.0)
+
+    def _unchanged_for(self, duration_s: float) -> Footprint:
         deadline_s = time.monotonic() + PATIENT_S
-        seen = [self.footprint()]
-        while len(seen) < 20 or len(set(seen[-20:])) > 1:  # until it no longer changes
-            assert time.monotonic() < deadline_s, seen[-20:]
+        seen, since_s = self.footprint(), time.monotonic()
+        while time.monotonic() < since_s + duration_s:
+            assert time.monotonic() < deadline_s, seen
             time.sleep(0.05)
-            seen.append(self.footprint())
-        self.baseline = seen[-1]
+            if (now := self.footprint()) != seen:
+                seen, since_s = now, time.monotonic()
+        return seen
 
     def good_texts(self) -> list[str]:
         status, body = post(self.port, form(*GOOD))
@@ -132,6 +139,16 @@ class Victim:
     def peer_ports(self) -> list[int]:
         connections = self.process.net_connections("tcp4")
         return [connection.raddr.port for connection in connections if connection.raddr]
+
+    def chunks_heard(self) -> int:
+        """How many chunks have been in a batch since the start."""
+        (count,) = re.findall(r"^sensevoice_batch_chunks_total (\S+)$", self._metrics(), re.M)
+        return int(float(count))
+
+    def _metrics(self) -> str:
+        url = f"http://127.0.0.1:{self.port}/metrics"
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url) as answer:
+            return str(answer.read(), "utf-8")
 
     def rss_bytes(self) -> int:
         """Of the service and its decoders."""

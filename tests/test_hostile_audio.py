@@ -140,8 +140,12 @@ def floats_with(value: float) -> bytes:
     ids=["rate 0", "255 channels", "nan", "inf", "-inf"],
 )
 def test_audio_that_cannot_be_is_corrupt_and_reaches_no_batch(victim: Victim, data: bytes) -> None:
-    status, body = victim.hears(data)
+    before = victim.chunks_heard()
+    status, body = post(victim.port, form(data))
     assert (status, code_of(body)) == (422, "corrupt_audio")
+    assert victim.chunks_heard() == before
+    assert victim.hears(data)[0] == 422
+    assert victim.chunks_heard() > before
 
 
 REFERENCES = {

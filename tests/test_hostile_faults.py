@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import tempfile
 import threading
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,111 +18,18 @@ import psutil
 import pytest
 
 from sensevoice_service import memory
-from sensevoice_service.audio import AudioLimits, decode
-from sensevoice_service.batcher import Batcher
-from sensevoice_service.chunker import ChunkPolicy
-from sensevoice_service.isolation import DecoderLimits, DecoderProcesses
+from sensevoice_service.audio import AudioLimits
 from sensevoice_service.memory import read_memory
-from sensevoice_service.pipeline import Pipeline, PipelinePolicy
 from sensevoice_service.routes.client import Client
-from sensevoice_service.service import LoadedModel, Service
-from sensevoice_service.types import Block, Chunk, Hypothesis, Upload
+from sensevoice_service.types import Block, Upload
 from tests import server_process
 from tests.audio_files import pcm16, voice, wav
-from tests.echo import NO_WAIT, ONE_BY_ONE, VOCABULARY, recognise, words
-from tests.hostile import Body, Footprint, connect, form, get, post, read_all, request_head, until
-from tests.http_service import MODEL, House, house, serving
+from tests.echo import words
+from tests.faulty_service import CLIP, LONG, Echoing, Engine, footprint, opened, posting, unharmed
+from tests.hostile import MIB, PATIENT_S, connect, form, get, post, read_all, request_head, until
+from tests.http_service import house, serving
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENT_S = 60.0
-MIB = 2**20
-POLICY = PipelinePolicy(
-    audio=AudioLimits(max_audio_s=3_600),
-    chunks=ChunkPolicy(whole_s=2.0, chunk_s=2.0),
-    large_file_bytes=2**40,
-    max_chunks_in_flight=2,
-)
-CLIP, LONG = wav(pcm16((voice(1.0) / 2).astype("float32"))), wav(bytes(2 * 60 * 16_000))
-
-
-@dataclass
-class Engine:
-    """Hears a file's n-th chunk as ``wn``; fails on loud ones, waits while ``gate`` is shut."""
-
-    fails_on: float = 2.0
-    fails_always: bool = False
-    gate: threading.Event = field(default_factory=threading.Event)
-    entered: threading.Event = field(default_factory=threading.Event)
-    heard: list[int] = field(default_factory=list)
-
-    def __call__(self, chunks: Sequence[Chunk]) -> list[Hypothesis]:
-        self.entered.set()
-        assert self.gate.wait(PATIENT_S)
-        self.heard += [chunk.index for chunk in chunks]
-        loud = any(float(abs(chunk.samples).max()) >= self.fails_on for chunk in chunks)
-        if self.fails_always or loud:
-            raise RuntimeError("the device is on fire")
-        return recognise(chunks)
-
-
-class Echoing:
-    """The service as it is, but for its engine; ``port`` is real."""
-
-    def __init__(self, engine: Engine, *, isolated: bool = False, **settings: Any) -> None:
-        self.engine = engine
-        self.gave_up = threading.Event()
-        self.pool = ThreadPoolExecutor(3)
-        self.decoders = DecoderProcesses(DecoderLimits(256 * MIB, timeout_s=3.0, max_idle=3))
-        self.isolated = isolated
-        self.settings = settings
-
-    def _load(self, _stop: threading.Event) -> LoadedModel:
-        one_by_one = not self.engine.gate.is_set()
-        self.batcher = Batcher([self.engine], ONE_BY_ONE if one_by_one else NO_WAIT)
-        decoder = self.decoders.decode if self.isolated else decode
-        pipeline = Pipeline(self.batcher, self.pool, VOCABULARY, POLICY, decoder)
-        return LoadedModel(MODEL, self.batcher, pipeline, lambda: None, self.decoders.stop)
-
-    @contextmanager
-    def serving(self) -> Iterator[int]:
-        service = Service(self._load, self.gave_up.set)
-        place = House(house(**self.settings).settings, state=service)  # type: ignore[arg-type]
-        place.pipeline = service  # type: ignore[assignment]
-        self.place = place
-        service.start()
-        try:
-            until(lambda: service.status == "ready")
-            with serving(place.app()) as port:
-                yield port
-        finally:
-            self.engine.gate.set()
-            service.stop(PATIENT_S)
-            self.pool.shutdown()
-
-
-def opened() -> threading.Event:
-    gate = threading.Event()
-    gate.set()
-    return gate
-
-
-def posting(port: int, body: Body, answers: list[Any]) -> threading.Thread:
-    thread = threading.Thread(target=lambda: answers.append(post(port, body)))
-    thread.start()
-    return thread
-
-
-def in_process_footprint(place: House, folder: Path) -> Footprint:
-    process = psutil.Process()
-    stats = place.admission.stats()
-    links = []
-    for link in Path("/proc/self/fd").iterdir():
-        try:
-            links.append(os.readlink(link))
-        except FileNotFoundError:
-            continue
-    n_spools = sum(link.startswith(str(folder)) for link in links)
-    return Footprint(process.num_fds(), 0, n_spools, 0, stats.active + stats.waiting)
 
 
 def test_a_body_that_stalls_gets_408_and_leaves_no_slot_and_no_file(
@@ -134,14 +39,14 @@ def test_a_body_that_stalls_gets_408_and_leaves_no_slot_and_no_file(
     monkeypatch.setattr(Client.__init__, "__defaults__", (0.3,))
     place = house(UPLOAD_MEMORY_MB=0)
     body = form(b"hello")
-    with serving(place.app()) as port:
-        assert post(port, body)[0] == 200
-        before = in_process_footprint(place, tmp_path)
-        with connect(port) as connection:
-            connection.sendall(request_head(Content_Length="1000000") + body.content[:-10])
-            assert read_all(connection).startswith(b"HTTP/1.1 408 ")
-        until(lambda: in_process_footprint(place, tmp_path).is_within(before))
-        assert post(port, body)[0] == 200
+    with (
+        serving(place.app()) as port,
+        unharmed(place, port, body),
+        connect(port) as connection,
+    ):
+        connection.sendall(request_head(Content_Length="1000000") + body.content[:-10])
+        until(lambda: footprint(place).spools)
+        assert read_all(connection).startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -158,13 +63,9 @@ def test_no_room_for_the_upload_is_507_and_leaves_nothing(
         return write(spool, data)
 
     monkeypatch.setattr(tempfile.SpooledTemporaryFile, "write", fill)
-    with serving(place.app()) as port:
-        assert post(port, form(b"hello"))[0] == 200
-        before = in_process_footprint(place, tmp_path)
+    with serving(place.app()) as port, unharmed(place, port, form(b"hello")):
         status, body = post(port, form(b"hello", bytes(2 * MIB)))
         assert (status, body["error"]["code"]) == (507, "storage_full")
-        until(lambda: in_process_footprint(place, tmp_path).is_within(before))
-        assert post(port, form(b"hello"))[0] == 200
 
 
 def test_a_broken_disk_is_the_service_s_own_fault(
@@ -190,19 +91,19 @@ def test_when_memory_is_short_new_work_is_refused_and_work_in_hand_finishes(
         # A house has its own figures; here they are those of the system, of no control group.
         reading = partial(read_memory, process_cgroups=Path("/nonexistent"))
         service.place.admission._memory_percent = lambda: reading().percent
-        working = posting(port, form(CLIP), answers)
-        assert service.engine.entered.wait(PATIENT_S)
-        used.available = MIB
-        with connect(port) as connection:
-            body = form(CLIP).content
-            connection.sendall(request_head(Content_Length=str(len(body))) + body)
-            refusal = read_all(connection).lower()
-        assert get(port, "/health/ready")[0] == 503
-        assert get(port, "/health/live")[0] == 200
-        service.engine.gate.set()
-        working.join(PATIENT_S)
-        used.available = 60 * MIB
-        assert post(port, form(CLIP))[0] == 200
+        with service.unharmed(port):
+            working = posting(port, form(CLIP), answers)
+            assert service.engine.entered.wait(PATIENT_S)
+            used.available = MIB
+            with connect(port) as connection:
+                body = form(CLIP).content
+                connection.sendall(request_head(Content_Length=str(len(body))) + body)
+                refusal = read_all(connection).lower()
+            assert get(port, "/health/ready")[0] == 503
+            assert get(port, "/health/live")[0] == 200
+            service.engine.gate.set()
+            working.join(PATIENT_S)
+            used.available = 60 * MIB
     assert refusal.startswith(b"http/1.1 503 ")
     assert b"retry-after: " in refusal
     assert [status for status, _ in answers] == [200]
@@ -214,7 +115,7 @@ def test_a_chunk_that_the_model_fails_on_costs_its_own_request_alone() -> None:
     engine = Engine(fails_on=0.8, gate=opened())
     service = Echoing(engine)
     answers: dict[str, Any] = {}
-    with service.serving() as port:
+    with service.serving() as port, service.unharmed(port):
         engine.gate.clear()
         files = {"first": CLIP, "good": CLIP, "bad": loud, "fine": CLIP}
         threads = []
@@ -245,11 +146,10 @@ def test_a_chunk_that_the_model_fails_on_costs_its_own_request_alone() -> None:
 def test_a_file_that_the_model_fails_on_again_and_again_does_not_end_the_service() -> None:
     loud = wav(pcm16(voice(1.0) * 0 + 0.9))
     service = Echoing(Engine(fails_on=0.8, gate=opened()))
-    with service.serving() as port:
+    with service.serving() as port, service.unharmed(port):
         for _ in range(5):
             assert post(port, form(loud))[0] == 500
             assert get(port, "/health/ready")[0] == 200
-        assert post(port, form(CLIP))[0] == 200
         assert not service.gave_up.is_set()
 
 
@@ -269,7 +169,7 @@ def test_an_engine_that_fails_on_silence_too_makes_the_service_give_up() -> None
 BROKEN = """
 import api, sys
 from config import load_settings
-from tests.test_hostile_faults import Echoing, Engine, opened
+from tests.faulty_service import Echoing, Engine, opened
 service = Echoing(Engine(fails_always=True, gate=opened()))
 api.end_process(api.serve(load_settings(), lambda settings, pool, stop: service._load(stop)))
 """
@@ -289,22 +189,23 @@ def test_a_process_whose_engine_is_broken_ends_for_its_supervisor_to_see() -> No
 def test_what_waits_for_the_engine_never_runs_once_its_client_has_left() -> None:
     service = Echoing(Engine())
     with service.serving() as port:
-        body = form(LONG).content
-        with connect(port) as connection:
-            connection.sendall(request_head(Content_Length=str(len(body))) + body)
-            assert service.engine.entered.wait(PATIENT_S)
-            until(lambda: service.batcher.stats().queued == 1)
-        until(lambda: service.place.admission.stats().active == 0)
-        until(lambda: service.batcher.stats().queued == 0)
-        service.engine.gate.set()
-        assert post(port, form(CLIP))[0] == 200
-    assert service.engine.heard == [0, 0]
+        with service.unharmed(port):
+            body = form(LONG).content
+            with connect(port) as connection:
+                connection.sendall(request_head(Content_Length=str(len(body))) + body)
+                assert service.engine.entered.wait(PATIENT_S)
+                until(lambda: service.batcher.stats().queued == 1)
+            until(lambda: service.place.admission.stats().active == 0)
+            until(lambda: service.batcher.stats().queued == 0)
+        heard = list(service.engine.heard)
+    assert heard == [0, 0, 0]  # the chunk that ran already, and the good files afterwards
 
 
-def decoder_of_long_file(before: Sequence[psutil.Process]) -> psutil.Process:
+def busy_decoders(service: Echoing) -> list[psutil.Process]:
     hosts = psutil.Process().children()
     (host,) = (one for one in hosts if "sensevoice_service.decoder_host" in one.cmdline())
-    return next(one for one in host.children() if one not in before)
+    idle = {decoder.pid for decoder in service.decoders._idle}
+    return [one for one in host.children() if one.pid not in idle]
 
 
 @pytest.mark.parametrize(
@@ -316,25 +217,21 @@ def test_a_decoder_that_fails_costs_its_own_file_alone(fault: str, status: int, 
     """The long file waits for the engine, most of it not decoded; its decoder is hurt then."""
     service = Echoing(Engine(), isolated=True)
     answers: list[Any] = []
-    with service.serving() as port:
+    with service.serving() as port, service.unharmed(port):
         working = posting(port, form(CLIP, LONG, CLIP), answers)
         assert service.engine.entered.wait(PATIENT_S)
         until(lambda: service.batcher.stats().queued >= 3)
-        victim = decoder_of_long_file(idle_decoders(service))
+        until(lambda: len(busy_decoders(service)) == 1)  # those of the clips have done theirs
+        (victim,) = busy_decoders(service)
         getattr(victim, fault)()
         service.engine.gate.set()
         working.join(PATIENT_S)
         until(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE)
-        assert post(port, form(CLIP))[0] == 200
     ((answered, body),) = answers
     assert answered == 200
     assert body["results"] == [words(1), "", words(1)]
     error = body["details"][1]["error"]
     assert (error["status"], error["code"]) == (status, code)
-
-
-def idle_decoders(service: Echoing) -> list[psutil.Process]:
-    return [psutil.Process(decoder.pid) for decoder in service.decoders._idle]
 
 
 def test_a_decoder_s_own_fault_is_a_500_without_its_traceback() -> None:
@@ -349,3 +246,31 @@ def test_a_decoder_s_own_fault_is_a_500_without_its_traceback() -> None:
         status, body = post(port, form(CLIP))
     assert status == 500
     assert "secret" not in json.dumps(body)
+
+
+DEMO = ROOT / "sensevoice_service" / "demo_model"
+
+
+def wrong_files(trace: Path) -> dict[str, bytes]:
+    weights = (DEMO / "model.pt").read_bytes()
+    return {
+        "model.pt": weights[: len(weights) // 2],
+        "am.mvn": b"PK\x03\x04 of another kind",
+        "config.yaml": f"!!python/object/apply:os.mkdir [{json.dumps(str(trace))}]\n".encode(),
+        "demo.bpe.model": b"\x00" * 1000,
+    }
+
+
+@pytest.mark.parametrize("name", wrong_files(Path()))
+def test_a_model_folder_with_a_wrong_file_ends_it_with_3_and_one_message(
+    tmp_path: Path, name: str
+) -> None:
+    folder, trace = tmp_path / "model", tmp_path / "trace"
+    shutil.copytree(DEMO, folder)
+    (folder / name).write_bytes(wrong_files(trace)[name])
+    environment = {**os.environ, "PORT": "0", "MODEL": str(folder)}
+    with server_process.running("api.py", folder=ROOT, environment=environment) as server:
+        assert server.exit_status() == 3
+    assert len(server.errors) == 1
+    assert "Traceback" not in server.log
+    assert not trace.exists()
