@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from config import ConfigError, Settings, load_settings
-from tests.server_process import PATIENT_S, running
+from sensevoice_service.probe import is_well
+from tests.server_process import PATIENT_S, running, until_ready
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,6 +60,11 @@ def test_with_a_certificate_https_is_spoken(pair: tuple[Path, Path]) -> None:
             assert client.get(f"{address}/health/live").json() == {"status": "alive"}
             with pytest.raises(httpx.TransportError):
                 client.get(f"{address.replace('https', 'http')}/health/live")
+            client.base_url = address
+            until_ready(client)
+        port = int(address.rpartition(":")[2])
+        assert is_well(load_settings(PORT=port, TLS_CERTFILE=certificate, TLS_KEYFILE=key))
+        assert not is_well(load_settings(PORT=port))
 
 
 def test_one_file_may_hold_both(pair: tuple[Path, Path], tmp_path: Path) -> None:
