@@ -171,7 +171,8 @@ class Admission:
         return Overloaded(f"{reason}; try again later", retry_after_s=self._retry_after_s())
 
     def _closing(self) -> NotReady:
-        return NotReady("the service is stopping", retry_after_s=self._retry_after_s())
+        message = "the service is stopping"
+        return NotReady(message, param="stopping", retry_after_s=self._retry_after_s())
 
     def _retry_after_s(self) -> int:
         # Spread, so that those turned away together do not come back together.

@@ -8,6 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sensevoice_service.logs import FIELDS
 from sensevoice_service.routes import middleware
 from sensevoice_service.routes.middleware import BodyLimit, OrderlyRefusal
 from sensevoice_service.types import UploadTooLarge
@@ -161,4 +162,23 @@ def test_the_level_of_a_line_follows_the_outcome(
 def test_turning_work_away_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     place = house(MEMORY_LIMIT_PERCENT=1.0)
     TestClient(place.app()).post("/transcribe", files={"files": b"hello"})
-    assert [line.levelname for line in caplog.records] == ["WARNING"]
+    (line,) = caplog.records
+    assert (line.levelname, getattr(line, FIELDS)["shed"]) == ("WARNING", "memory")
+
+
+@pytest.mark.parametrize(
+    ("path", "level"),
+    [
+        ("/", logging.INFO),
+        ("/page/favicon.svg", logging.DEBUG),
+        ("/docs/assets/page.css", logging.DEBUG),
+        ("/page/none.js", logging.INFO),
+        ("/docs/assets/none.js", logging.INFO),
+    ],
+)
+def test_the_files_of_a_page_are_logged_for_debugging_only(
+    path: str, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "sensevoice_service.requests")
+    TestClient(house().app()).get(path)
+    assert [line.levelno for line in caplog.records if hasattr(line, FIELDS)] == [level]

@@ -369,6 +369,7 @@ def test_nothing_is_taken_before_the_model_is_ready(
     answer = post(place, files(b"hello"))
     assert (answer.status_code, error(answer)["code"]) == (503, "not_ready")
     assert words in error(answer)["message"]
+    assert error(answer)["param"] == status
     assert answer.headers.get("retry-after") == retry_after
     assert place.pipeline.calls == []
 
@@ -389,7 +390,7 @@ def test_short_memory_is_told_with_a_time_to_come_back() -> None:
     place = house(MEMORY_LIMIT_PERCENT=20.0)
     answer = post(place, files(b"hello"))
     assert (answer.status_code, error(answer)["code"]) == (503, "overloaded")
-    assert error(answer)["type"] == "overloaded_error"
+    assert (error(answer)["type"], error(answer)["param"]) == ("overloaded_error", "memory")
     assert int(answer.headers["retry-after"]) >= 1
 
 

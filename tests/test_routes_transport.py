@@ -111,6 +111,7 @@ def test_a_client_that_sends_all_first_can_read_that_the_service_is_full(post: A
     with serving(place.app()) as port, Occupied(place, port):
         status, answer = post(port, body, headers)
         assert (status, answer["error"]["code"]) == (503, "overloaded")
+        assert answer["error"]["param"] == "full"
     assert len(place.pipeline.calls) == 1
 
 
@@ -276,6 +277,14 @@ def test_a_hang_up_in_the_line_gives_up_the_place(size_bytes: int) -> None:
         line = lines.next()
         assert (line["status"], line["outcome"]) == (499, "disconnected")
         assert (place.admission.stats().active, place.admission.stats().waiting) == (1, 0)
+
+
+def test_who_waits_in_vain_is_told_so() -> None:
+    place = house(MAX_CONCURRENT_REQUESTS=1, QUEUE_TIMEOUT_SEC=0.1)
+    with serving(place.app()) as port, Occupied(place, port):
+        status, answer = post_by_http_client(port, *multipart(b"hello"))
+    assert (status, answer["error"]["code"]) == (503, "overloaded")
+    assert answer["error"]["param"] == "timeout"
 
 
 def test_those_who_wait_are_served_when_a_slot_comes_free() -> None:

@@ -108,6 +108,8 @@ def _log_request(scope: Scope, request_id: str, status: int, noted: dict[str, An
 def _log_level(path: str, status: int) -> int:
     if path in ("/health", "/metrics") or path.startswith("/health/"):
         return logging.DEBUG
+    if path.startswith(("/page/", "/docs/assets/")) and 0 < status < 400:
+        return logging.DEBUG  # a page's files, thirty a visit
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         return logging.WARNING
     return logging.ERROR if status >= 500 or status == 0 else logging.INFO

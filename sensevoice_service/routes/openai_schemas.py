@@ -160,7 +160,11 @@ class OpenAiError(Answer):
         description="Whose turn it is: to send another request, to wait, or the service's.",
         examples=["invalid_request_error"],
     )
-    param: str | None = Field(description="The form field at fault.", examples=["response_format"])
+    param: str | None = Field(
+        description="The form field at fault; of 503 the reason: full, timeout, memory, loading,"
+        " stopping or failed.",
+        examples=["response_format"],
+    )
     code: str = Field(description="Stable name of the error.", examples=["unsupported_format"])
 
 

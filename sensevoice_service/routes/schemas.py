@@ -170,7 +170,11 @@ class Error(Answer):
         description="What is wrong, for people.",
         examples=["lang must be one of auto, zh, en, yue, ja, ko, or some of them between commas"],
     )
-    param: str | None = Field(description="The form field at fault.", examples=["lang"])
+    param: str | None = Field(
+        description="The form field at fault; of 503 the reason: full, timeout, memory, loading,"
+        " stopping or failed.",
+        examples=["lang"],
+    )
     request_id: str = Field(
         description="Also in the header x-request-id and in the log.", examples=["2f9c1d0a"]
     )

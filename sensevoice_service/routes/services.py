@@ -41,11 +41,13 @@ class Services:
 
 
 def ready_model(state: ServiceState) -> ModelInfo:
-    """The model that can take work. Raises ``NotReady`` while there is none."""
+    """The model that can take work. Raises ``NotReady`` while there is none; ``param`` says why."""
     if state.status == "ready" and state.model is not None:
         return state.model
     if state.status == "loading":
-        raise NotReady("the model is still loading", retry_after_s=_RETRY_WHILE_LOADING_S)
-    if state.status == "stopping":
-        raise NotReady("the service is stopping", retry_after_s=_RETRY_WHILE_LOADING_S)
-    raise NotReady("the model cannot be used")
+        message, retry_after_s = "the model is still loading", _RETRY_WHILE_LOADING_S
+    elif state.status == "stopping":
+        message, retry_after_s = "the service is stopping", _RETRY_WHILE_LOADING_S
+    else:
+        message, retry_after_s = "the model cannot be used", None
+    raise NotReady(message, param=state.status, retry_after_s=retry_after_s)

@@ -46,6 +46,7 @@ class RequestTrace:
 
     def fields(self, *, with_names: bool) -> dict[str, Any]:
         found: dict[str, Any] = {"outcome": self.outcome}
+        found["shed"] = self.shed_reason
         found["files"] = None if self.names is None else len(self.names)
         found["names"] = "|".join(self.names) if self.names and with_names else None
         found["audio_s"] = None if self.audio_s is None else round(self.audio_s, 3)

@@ -33,22 +33,22 @@ T = TypeVar("T")
 async def slot(admission: Admission, client: Client, trace: RequestTrace) -> AsyncIterator[Place]:
     """Hold a slot for the length of the block; note the wait for it, or for want of what.
 
-    Raises ``Overloaded``, ``ClientGone``, and what ends a ``Place``: all that is done in it is done
-    ``within`` it.
+    Raises ``Overloaded``, whose ``param`` tells it too, ``ClientGone``, and what ends a ``Place``:
+    all that is done in it is done ``within`` it.
     """
     came_s = time.perf_counter()
     try:
         place = admission.enter()
-    except Overloaded:
+    except Overloaded as error:
         stats = admission.stats()
         is_full = stats.active >= stats.limit and stats.waiting >= stats.max_waiting
-        trace.shed = "full" if is_full else "memory"
+        error.param = trace.shed = "full" if is_full else "memory"
         raise
     with place:
         try:
             await client.unless_gone(place.granted())
-        except Overloaded:
-            trace.shed = "timeout"
+        except Overloaded as error:
+            error.param = trace.shed = "timeout"
             raise
         finally:
             trace.wait_s = time.perf_counter() - came_s
