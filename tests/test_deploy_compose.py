@@ -85,6 +85,14 @@ def test_the_image_is_built_here_and_stopped_no_sooner_than_it_ends(name: str) -
     assert int(one["stop_grace_period"].removesuffix("s")) > needed_s
 
 
+@service
+def test_it_may_write_into_its_volumes_alone_and_become_nobody_else(name: str) -> None:
+    one = services()[name]
+    assert (one["read_only"], one["cap_drop"]) == (True, ["ALL"])
+    assert one["security_opt"] == ["no-new-privileges:true"]
+    assert "user" not in one  # the image's own
+
+
 def test_nothing_listens_to_other_machines() -> None:
     ports = [port for one in services().values() for port in one["ports"]]
     assert len(ports) == 4

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hmac
 import http.client
 import json
 import socket
+from hmac import compare_digest
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,22 @@ def test_without_a_known_key_nobody_is_let_in(headers: dict[str, str]) -> None:
 def test_each_key_opens_in_either_header(headers: dict[str, str]) -> None:
     answer = transcribe(client(API_KEYS=f" {KEY} , other-key,"), headers)
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("given", ["first", "last", "none of them"])
+def test_every_key_is_compared_whole_whichever_was_sent(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the time of an answer does not tell how near a guess was, nor to which."""
+    compared: list[tuple[int, int]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return compare_digest(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    transcribe(client(API_KEYS="first,second,last"), {"X-API-Key": given})
+    assert compared == [(32, 32)] * 3
 
 
 def test_without_keys_in_the_settings_anyone_is_let_in() -> None:

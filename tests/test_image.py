@@ -1,4 +1,4 @@
-"""The versions that the image is made of."""
+"""What the image is made of, and as whom it runs."""
 
 from __future__ import annotations
 
@@ -51,6 +51,13 @@ def test_the_image_is_made_of_it_alone() -> None:
     assert "ubuntu24.04" in DOCKERFILE  # whose Python the lock is for
     assert "!requirements.lock" in (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     assert "--python-version 3.12" in (ROOT / "Makefile").read_text("utf-8")
+
+
+def test_the_image_s_service_is_run_by_nobody_special() -> None:
+    users = re.findall(r"^USER (\S+)$", DOCKERFILE, re.MULTILINE)
+    assert users == ["sensevoice"]
+    assert DOCKERFILE.index("USER sensevoice") < DOCKERFILE.index("CMD [")
+    assert re.search(r"useradd --uid [1-9]\d+ .*--shell /usr/sbin/nologin sensevoice", DOCKERFILE)
 
 
 def test_what_builds_the_sources_is_cut_out_of_it_whole() -> None:
