@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import sys
 import threading
 from pathlib import Path
 
 # Ray reads these when it is imported. Without the first it reports its use to its makers; the
-# second, for all its name, makes it listen on the loopback instead of every interface.
+# second, for all its name, makes it listen on the loopback instead of every interface; without the
+# last it writes a token of its own into the home directory.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())
 
 import ray
 from ray import serve
 
 from api import EXIT_NO_MODEL, EXIT_USAGE
 from config import ConfigError, Settings, load_settings
-from deploy.ray_serve import NAME, Plan, application, http_options
+from deploy import ray_loopback
+from deploy.ray_plan import Plan, http_options
+from deploy.ray_serve import NAME, application
 
 ROOT = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 100 * 2**20  # pieces of uploads on their way to a replica, nothing else
@@ -27,11 +33,15 @@ OBJECT_STORE_BYTES = 100 * 2**20  # pieces of uploads on their way to a replica,
 def start_ray(settings: Settings, cpus: float, *, log: bool = True) -> None:
     """No dashboard, a small object store; ``cpus`` is what Ray may give away, whatever there is."""
     ray.init(
+        address="local",  # also where RAY_ADDRESS or a `ray start` names another
         num_cpus=max(1, round(cpus)),
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=log,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+        runtime_env={
+            "env_vars": {"PYTHONPATH": str(ROOT)},
+            "worker_process_setup_hook": f"{ray_loopback.__name__}.keep_to_loopback",
+        },
     )
     serve.start(http_options=http_options(settings))
 

@@ -9,39 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
-from ray.serve.config import HTTPOptions
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import Load, assemble, load_model
 from config import Settings, load_settings
-from sensevoice_service.admission import LONGEST_RETRY_AFTER_S
+from deploy.ray_plan import HEADROOM, Plan, deployment_options, share_of
 from sensevoice_service.logs import configure_logging
 from sensevoice_service.status import ServiceState
 
 NAME = "sensevoice"
-# A full copy answers 503 itself, in the service's own words. Ray's limit lies beyond that: its
-# answer is less telling, and the page and the health of a full copy are to be had too.
-HEADROOM = 64
-# Of the slots, how many are to be in use on average: the rest are for what comes until there is
-# another copy.
-TARGET_USE = 0.75
 POLL_S = 0.1
-
-
-class Plan(BaseModel):
-    """How many copies, and how much of which processor each gets; the rest are Settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    min_replicas: int = Field(default=1, ge=1)
-    max_replicas: int = Field(default=2, ge=1)
-    cpus: float = Field(default=1.0, gt=0)
-    gpus: float = Field(default=0.0, ge=0)
 
 
 class Copy:
@@ -91,55 +71,16 @@ class Replica:
             raise RuntimeError(self._parts.service.failure or "the model cannot be used")
 
 
-def build(plan: Plan) -> serve.Application:
-    """For ``serve run``; the settings are those of the machine that calls it."""
-    return application(plan, load_settings())
+def build(arguments: dict[str, str]) -> serve.Application:
+    """For ``serve run`` with a plan's ``name=value``; settings are those of the machine it runs on.
+
+    Raises ``ValueError`` for a wrong plan.
+    """
+    return application(Plan.model_validate(arguments), load_settings())
 
 
-def application(plan: Plan, settings: Settings, load: Load = load_model) -> serve.Application:
-    make = serve.deployment(name=NAME, **deployment_options(plan, settings))
+def application(
+    plan: Plan, settings: Settings, load: Load = load_model, headroom: int = HEADROOM
+) -> serve.Application:
+    make = serve.deployment(name=NAME, **deployment_options(plan, settings, headroom))
     return make(serve.ingress()(Replica)).bind(share_of(plan, settings), load)
-
-
-def share_of(plan: Plan, settings: Settings) -> Settings:
-    """Threads by the processors of a copy, where the settings would take those of the machine."""
-    cpus = max(1, int(plan.cpus))
-    shares = {"DECODE_THREADS": cpus + 1}
-    if not plan.gpus:
-        shares |= {"MODEL_WORKERS": cpus, "INTRA_OP_THREADS": 1}
-    unset = {name: share for name, share in shares.items() if getattr(settings, name) == 0}
-    return settings.model_copy(update=unset)
-
-
-def deployment_options(plan: Plan, settings: Settings) -> dict[str, Any]:
-    let_in = settings.MAX_CONCURRENT_REQUESTS + settings.MAX_WAITING_REQUESTS
-    return {
-        "ray_actor_options": {"num_cpus": plan.cpus, "num_gpus": plan.gpus},
-        "max_ongoing_requests": let_in + HEADROOM,
-        "max_queued_requests": let_in,
-        "backpressure_config": {"status_code": 503, "retry_after_s": LONGEST_RETRY_AFTER_S},
-        "autoscaling_config": {
-            "min_replicas": plan.min_replicas,
-            "initial_replicas": plan.min_replicas,
-            "max_replicas": plan.max_replicas,
-            # Those that wait, in a copy or before it, count as those that are worked on.
-            "target_ongoing_requests": max(1.0, TARGET_USE * settings.MAX_CONCURRENT_REQUESTS),
-            "upscale_delay_s": 15,
-            "downscale_delay_s": 300,
-        },
-        "graceful_shutdown_timeout_s": settings.SHUTDOWN_TIMEOUT_SEC,
-        "graceful_shutdown_wait_loop_s": 0.5,
-        "health_check_period_s": 5,
-        "health_check_timeout_s": 15,
-        "logging_config": {"enable_access_log": False},  # each copy logs its requests itself
-    }
-
-
-def http_options(settings: Settings) -> HTTPOptions:
-    certificate = settings.TLS_CERTFILE or None
-    return HTTPOptions(
-        host=settings.HOST,
-        port=settings.PORT,
-        ssl_certfile=certificate,
-        ssl_keyfile=settings.TLS_KEYFILE or certificate,
-    )
