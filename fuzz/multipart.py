@@ -23,7 +23,8 @@ from starlette.datastructures import Headers
 from starlette.types import Message
 
 from fuzz import seeds
-from fuzz.audio import BOUNDS, FINDINGS, REPORT
+from fuzz.audio import BOUNDS, LEADS, REPORT
+from fuzz.findings import FINDINGS, kept
 from sensevoice_service.routes.client import Client
 from sensevoice_service.types import ServiceError
 
@@ -67,7 +68,9 @@ def main() -> None:
     FINDINGS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         corpus = seeds.write((b"\x40\x80\xc0\xff" + seed for seed in seeds.forms()), Path(folder))
-        atheris.Setup([sys.argv[0], *BOUNDS, *REPORT, *sys.argv[1:], str(corpus)], read_one)
+        atheris.Setup(
+            [sys.argv[0], *BOUNDS, *LEADS, *REPORT, *sys.argv[1:], str(corpus)], kept(read_one)
+        )
         atheris.Fuzz()
 
 

@@ -17,7 +17,7 @@ KINDS = (
 
 
 def audio() -> Iterator[bytes]:
-    sound = voice(0.1, 48_000)
+    sound = voice(0.05, 48_000)
     for codec, container in KINDS:
         yield encode(sound, 48_000, codec, container, n_channels=2)
     yield encode(voice(0.2, 8_000), 8_000, "libopencore_amrnb", "amr")
