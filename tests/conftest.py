@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tests.browser import Browser
     from tests.hostile import Victim
     from tests.models import Model
+    from training.speech import Espeak
 
 DEMO_FOLDER = Path(__file__).resolve().parents[1] / "sensevoice_service" / "demo_model"
 FULL_SIZE_FOLDER = os.environ.get("SENSEVOICE_FULL_SIZE_MODEL")
@@ -37,6 +38,19 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
 
     with victim_service(tmp_path_factory.mktemp("victim")) as place:
         yield place
+
+
+@pytest.fixture(scope="session")
+def espeak() -> Espeak:
+    """The voice of the tests; only a person's own machine may lack it."""
+    from training.speech import Espeak
+
+    try:
+        return Espeak()
+    except OSError:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip("espeak-ng is not installed")
 
 
 @pytest.fixture(scope="session")

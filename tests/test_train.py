@@ -1,23 +1,34 @@
-"""The pure parts of the demo model's training."""
+"""The demo model's training: its pure parts, and a very small recipe as a whole."""
 
 from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from sensevoice_service.frontend import Cmvn
-from training.corpus import Utterance, trim
+from sensevoice_service.loading import EngineOptions, check_chunk, open_model
+from sensevoice_service.model_store import open_folder
+from training.corpus import Joining, Utterance, trim
 from training.lexicon import BLANK_ID
+from training.speech import Espeak
 from training.train import (
     IGNORE,
     ExampleMaker,
     FrameTargets,
+    Recipe,
+    Stage,
     collate,
     group,
     lay_onsets,
     lay_words,
+    mean_of,
     one_cycle,
+    train,
 )
 
 
@@ -111,3 +122,21 @@ def test_a_trimmed_utterance_keeps_its_words_where_they_are() -> None:
     assert len(trimmed.frames) == trimmed.end + 1 == 89
     for before, after in zip(whole.starts, trimmed.starts, strict=True):
         assert np.array_equal(whole.frames[before], trimmed.frames[after])
+
+
+def test_the_mean_of_weights_is_that_of_each() -> None:
+    states = [{"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([3.0, 6.0])}]
+    assert mean_of(states)["a"].tolist() == [2.0, 4.0]
+
+
+def test_a_recipe_leaves_a_folder_that_can_be_served(tmp_path: Path, espeak: Espeak) -> None:
+    del espeak  # speaks in processes of the corpus' own
+    joining = Joining(joined=0.0, trimmed=0.5)
+    first = Stage(1, 8, 1, 1e-3, 0.3, "word", joining)
+    ends = (replace(first, seed=2, frame_targets="onset"), replace(first, seed=3))
+    small = {"output_size": 32, "linear_units": 32, "num_blocks": 2, "tp_blocks": 1}
+    recipe = Recipe(stages=(first,), finishes=ends, n_noises=2, **small)
+    train(recipe, tmp_path, n_threads=1, first_stage=0)
+    assert len(json.loads((tmp_path / "recipe.json").read_text())["finishes"]) == 2
+    opened = open_model(open_folder(tmp_path), EngineOptions("cpu", "off"))
+    assert len(opened.engine([check_chunk()])) == 1

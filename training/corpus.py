@@ -141,7 +141,7 @@ def make_noises(seed: int, n_noises: int) -> list[Utterance]:
 
 def make_corpus(seed: int, n_utterances: int, n_processes: int) -> list[Utterance]:
     """``synthesize`` in parallel, in shares of 500 with a seed each, to be repeatable."""
-    shares = [500] * (n_utterances // 500)
+    shares = [min(500, n_utterances - first) for first in range(0, n_utterances, 500)]
     seeds = [seed + i for i in range(len(shares))]
     with ProcessPoolExecutor(n_processes) as pool:
         return [utterance for share in pool.map(synthesize, seeds, shares) for utterance in share]
