@@ -18,9 +18,9 @@ from sensevoice_service.tags import Vocabulary
 # Between two tokens where no word goes on although the second has no space of its own: "用AI写".
 JOINT = -1
 # The nats that a token of a phrase is worth, chosen with ``bench.hotwords``. A token by itself is
-# worth half: in noise there is always some word that it resembles.
+# worth less: in noise there is always some word that it resembles.
 BOOST = 2.0
-LONE_SHARE = 0.5
+LONE_SHARE = 0.2
 # What a phrase that is not whole yet may gain: with more, it would drive out all else meanwhile.
 MOST_CREDIT = 6.0
 # A Chinese character, behind which a Latin word is spelled without a leading space.

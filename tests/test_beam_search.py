@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sensevoice_service.beam_search import FrameScores, prefer
 from sensevoice_service.ctc import best_path
-from sensevoice_service.hotwords import HotWords, Match
+from sensevoice_service.hotwords import LONE_SHARE, HotWords, Match
 from sensevoice_service.tags import Vocabulary
 from sensevoice_service.types import Hypothesis
 
@@ -22,6 +22,9 @@ def decode(ids: list[int]) -> str:
 
 
 VOCABULARY = Vocabulary.from_pieces(PIECES, decode)
+
+
+LONE = 1.25 / LONE_SHARE  # so that a token by itself is worth 1.25 nats
 
 
 def hot_words(*phrases: Sequence[int], boost: float = 2.5) -> HotWords:
@@ -56,13 +59,13 @@ NEAR_MISS = [{1: 0.9}, {}, {2: 0.7, 3: 0.25}, {2: 0.7, 3: 0.25}, {}, {4: 0.9}]
 def test_a_hot_word_that_was_nearly_heard_is_written_at_its_own_frames() -> None:
     scores = scores_of(NEAR_MISS)
     assert hear(scores, hot_words()) == [(1, 0, 0), (2, 2, 3), (4, 5, 5)]
-    assert hear(scores, hot_words([3])) == [(1, 0, 0), (3, 2, 3), (4, 5, 5)]
+    assert hear(scores, hot_words([3], boost=LONE)) == [(1, 0, 0), (3, 2, 3), (4, 5, 5)]
 
 
 def test_it_replaces_what_it_resembles_and_is_not_squeezed_in_beside_it() -> None:
     """One frame of three would be cheaper to take than all."""
     scores = scores_of([{}, *[{2: 0.6, 3: 0.3}] * 3, {}])
-    assert hear(scores, hot_words([3])) == [(3, 1, 3)]
+    assert hear(scores, hot_words([3], boost=LONE)) == [(3, 1, 3)]
 
 
 def test_one_that_is_far_from_what_was_heard_is_not() -> None:
@@ -98,25 +101,25 @@ def test_what_was_heard_anyhow_keeps_its_frames() -> None:
 
 def test_a_hot_word_said_twice_is_written_twice() -> None:
     scores = scores_of([{2: 0.6, 3: 0.3}, {}, {2: 0.6, 3: 0.3}])
-    assert hear(scores, hot_words([3])) == [(3, 0, 0), (3, 2, 2)]
+    assert hear(scores, hot_words([3], boost=LONE)) == [(3, 0, 0), (3, 2, 2)]
 
 
 def test_an_utterance_of_one_frame_and_of_silence() -> None:
-    assert hear(scores_of([{2: 0.6, 3: 0.3}]), hot_words([3])) == [(3, 0, 0)]
+    assert hear(scores_of([{2: 0.6, 3: 0.3}]), hot_words([3], boost=LONE)) == [(3, 0, 0)]
     assert hear(scores_of([{}, {}]), hot_words([3])) == []
 
 
 def test_ids_are_those_of_the_vocabulary_not_of_the_columns() -> None:
     log_probs = scores_of(NEAR_MISS).log_probs
     scores = FrameScores(np.array([0, 11, 12, 13, 14, 15], np.int32), log_probs)
-    assert [i for i, _, _ in hear(scores, hot_words([13]))] == [11, 13, 14]
+    assert [i for i, _, _ in hear(scores, hot_words([13], boost=LONE))] == [11, 13, 14]
 
 
 def test_frames_where_all_is_unlikely_are_searched_too() -> None:
     flat = np.full((20, 6), -9.0, np.float32)
     flat[5, 3] = -1.0
     scores = FrameScores(np.arange(6, dtype=np.int32), flat)
-    assert 3 in [i for i, _, _ in hear(scores, hot_words([3]))]
+    assert 3 in [i for i, _, _ in hear(scores, hot_words([3], boost=LONE))]
 
 
 def best_by_brute_force(hot: HotWords, log_probs: NDArray[np.float32]) -> tuple[int, ...]:
