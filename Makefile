@@ -4,18 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test check demo-model evaluate hour-test openapi ray parity bench overload soak clean
+FUZZ_SECONDS ?= 60
+
+.PHONY: run test check fuzz lock audit demo-model evaluate hour-test openapi ray parity bench overload soak clean
 
 run: $(VENV)/.installed  ## Serve on HOST and PORT (127.0.0.1:8000)
 	$(BIN)/python api.py
 
-test: $(VENV)/.installed-dev  ## Lint, type check and test
+test: $(VENV)/.installed-ray  ## Lint, type check and test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: $(VENV)/.installed-dev  ## Lint and type check alone
+check: $(VENV)/.installed-ray  ## Lint and type check alone
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -32,8 +34,8 @@ hour-test: $(VENV)/.installed-dev  ## Print the token error of the seams in hour
 openapi: $(VENV)/.installed-dev  ## Write openapi.json anew from the routes
 	$(BIN)/python -m tests.openapi_file
 
-ray: $(VENV)/.installed-ray  ## Serve two copies behind Ray Serve
-	RAY_SERVE_ENABLE_HA_PROXY=1 $(BIN)/python -m deploy.ray_local
+ray: $(VENV)/.installed-ray  ## Serve two copies of the demo model, or of MODEL, on Ray
+	env MODEL=$(or $(MODEL),demo) $(BIN)/python -m deploy.ray_local
 
 parity: $(VENV)/.installed-dev  ## Print the largest differences from FunASR
 	$(BIN)/python -m bench.parity
@@ -52,6 +54,28 @@ overload: $(VENV)/.installed-dev  ## Print what holds at 10 times the load: fake
 
 soak: $(VENV)/.installed-dev  ## Print whether 20,000 requests leave anything behind (minutes)
 	$(BIN)/python -m bench.soak --svg docs/soak.svg $(BENCH_ARGS)
+
+fuzz: $(VENV)/.installed-fuzz  ## Look for inputs that break something (FUZZ_SECONDS for each part)
+	$(BIN)/python -m fuzz.audio -max_total_time=$(FUZZ_SECONDS)
+	$(BIN)/python -m fuzz.multipart -max_total_time=$(FUZZ_SECONDS)
+	$(BIN)/python -m fuzz.openapi $(FUZZ_SECONDS)
+
+lock: $(VENV)/.installed-supply  ## Write requirements.lock anew: the image's versions and their hashes
+	$(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.12 \
+		--python-platform x86_64-unknown-linux-gnu --custom-compile-command "make lock" \
+		$(LOCK_ARGS) -o requirements.lock requirements.txt
+
+audit: $(VENV)/.installed-supply  ## Look up known weaknesses in the versions of requirements.lock
+	$(BIN)/python -m deploy.audit $(AUDIT_ARGS)
+
+$(VENV)/.installed-supply: requirements-supply.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -r requirements-supply.txt
+	touch $@
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed-dev requirements-fuzz.txt
+	$(PIP) install --quiet -r requirements-fuzz.txt
+	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed-dev requirements-bench.txt
 	$(PIP) install --quiet -r requirements-bench.txt
