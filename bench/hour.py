@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import multiprocessing
 import time
 import wave
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +57,18 @@ class Comparison:
         return self.n_errors / self.n_tokens
 
 
-def make_utterances(n: int, espeak: Espeak, words: Lexicon) -> list[FloatArray]:
-    """English and Chinese in turn, without the silence at either end."""
-    rng = np.random.default_rng(SEED)
+def make_utterances(n: int, words: Lexicon) -> list[FloatArray]:
+    """English and Chinese in turn, without the silence at either end.
+
+    What espeak-ng says depends a little on what it has said before: they are spoken in a process of
+    their own, and so are the same each time.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_speak_utterances, n, words).result()
+
+
+def _speak_utterances(n: int, words: Lexicon) -> list[FloatArray]:
+    rng, espeak = np.random.default_rng(SEED), Espeak()
     utterances = []
     for index in range(n):
         samples, _ = speak(rng, espeak, draw_script(rng, words, "zh" if index % 2 else "en"))
@@ -125,7 +135,7 @@ def main() -> None:
         policy = pipeline_policy(settings, opened.n_workers)
         pipeline = Pipeline(batcher, pool, opened.vocabulary, policy)
         for name, words in LISTS.items():
-            utterances = make_utterances(N_UTTERANCES, Espeak(), words)
+            utterances = make_utterances(N_UTTERANCES, words)
             for pauses in (True, False):
                 result = compare(pipeline, utterances, 60 * arguments.minutes, pauses)
                 print(

@@ -77,8 +77,9 @@ def test_its_words_start_when_they_are_spoken(demo: OpenModel, espeak: Espeak) -
 def test_a_long_file_has_the_text_of_its_utterances(
     pipeline: Pipeline, espeak: Espeak, name: str, pauses: bool, bar: float
 ) -> None:
-    """Half an hour here; an hour is ``make hour-test``."""
-    utterances = make_utterances(N_LONG, espeak, LISTS[name])
-    result = compare(pipeline, utterances, duration_s=1_800, pauses=pauses)
-    assert result.n_tokens > 2_400
+    """An hour of it, as in ``make hour-test``."""
+    del espeak  # speaks in a process of its own
+    utterances = make_utterances(N_LONG, LISTS[name])
+    result = compare(pipeline, utterances, duration_s=3_600, pauses=pauses)
+    assert result.n_tokens > 5_000
     assert result.token_error <= bar
