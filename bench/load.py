@@ -69,11 +69,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Result:
-    """``lag_s`` is the most that the generator itself was late."""
+    """``lag_s`` is the most that the generator itself was late, ``cpu_s`` its processor time."""
 
     requests: tuple[Sample, ...]
     probes: tuple[Sample, ...]
     lag_s: float
+    cpu_s: float
 
 
 def generate(plan: Plan) -> Result:
@@ -84,7 +85,7 @@ def generate(plan: Plan) -> Result:
     requests, probes = (
         tuple(Sample(**sample) for sample in found[name]) for name in ("requests", "probes")
     )
-    return Result(requests, probes, found["lag_s"])
+    return Result(requests, probes, found["lag_s"], found["cpu_s"])
 
 
 class Exchange(asyncio.Protocol):
@@ -171,6 +172,7 @@ class _Generator:
         self._requests: deque[Sample] = deque()
         self._probes: deque[Sample] = deque()
         self._lag_s = 0.0
+        self._began_cpu_s = time.process_time()
         self._origin_s = time.perf_counter()
         self._end_s = self._origin_s + plan.duration_s
 
@@ -182,7 +184,8 @@ class _Generator:
             await self._arrivals()
         await asyncio.gather(*self._running)
         await probing
-        return Result(tuple(self._requests), tuple(self._probes), self._lag_s)
+        cpu_s = time.process_time() - self._began_cpu_s
+        return Result(tuple(self._requests), tuple(self._probes), self._lag_s, cpu_s)
 
     async def _arrivals(self) -> None:
         gap_s = 1 / self._plan.rate_hz

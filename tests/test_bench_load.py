@@ -38,7 +38,7 @@ def sample(status: int = 200, began_s: float = 0.0, total_s: float = 1.0) -> Sam
 
 def level(**changes: Any) -> Level:
     plan = Plan(1, 10.0, (), rate_hz=20.0)
-    result = Result((sample(),), (sample(),), 0.0)
+    result = Result((sample(),), (sample(),), 0.0, 1.0)
     return replace(_level(2.0, plan, result, Counter({200: 1}), 100.0, 0.1), **changes)
 
 
