@@ -30,7 +30,8 @@ N_REQUESTS, N_CLIENTS, WARM_REQUESTS = 20_000, 8, 2_000
 # Requests at which the service is looked at, as shares of all of them.
 LOOKS = (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
 MB, MOST_GROWTH_PERCENT = 1_000_000, 2.0
-PATIENCE_S, SETTLE_S = 120.0, 1.0
+# At rest for this long it has given back what memory it can.
+PATIENCE_S, SETTLE_S = 120.0, 12.0
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def look(server: Server, n_requests: int, requests_per_s: float) -> Look:
     with Client(server.port, PATIENCE_S) as client:
         while (requests := client.get("/health")[1]["requests"])["active"] + requests["waiting"]:
             time.sleep(0.05)
-    time.sleep(SETTLE_S)  # for the last connections to be closed
+    time.sleep(SETTLE_S)
     process = psutil.Process(server.pid)
     rss_mb = server.rss_bytes() / MB
     return Look(n_requests, rss_mb, process.num_fds(), process.num_threads(), requests_per_s)
