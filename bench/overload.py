@@ -19,7 +19,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +91,7 @@ class Level:
 
     @property
     def told(self) -> str:
-        return ", ".join(f"{count} × {status}" for status, count in sorted(self.outcomes.items()))
+        return told(self.outcomes)
 
 
 COLUMNS = {
@@ -134,7 +134,7 @@ def measure(
     idle_s = _latency_s(server, clip, IDLE_REQUESTS)
     idle_rss_mb = server.rss_bytes() / MB
     plan = Plan(server.port, CAPACITY_S, (str(clip),), n_clients=slots)
-    capacity_hz = _goodput_hz(generate(plan).requests, CAPACITY_S)
+    capacity_hz = goodput_hz(generate(plan).requests, CAPACITY_S)
     print(f"capacity {capacity_hz:.1f} requests/s, idle {1_000 * idle_s:.0f} ms", flush=True)
     levels = []
     for multiple in multiples:
@@ -173,11 +173,11 @@ def _level(
     return Level(
         multiple=multiple,
         rate_hz=plan.rate_hz,
-        goodput_hz=_goodput_hz(result.requests, plan.duration_s),
-        accepted_s=_p99([one.total_s for one in good]),
-        service_s=_p99([one.served_s - one.wait_s for one in good]),
-        shed_s=_p99([one.status_s for one in at_once]),
-        live_s=_p99([one.total_s for one in result.probes]),
+        goodput_hz=goodput_hz(result.requests, plan.duration_s),
+        accepted_s=p99([one.total_s for one in good]),
+        service_s=p99([one.served_s - one.wait_s for one in good]),
+        shed_s=p99([one.status_s for one in at_once]),
+        live_s=p99([one.total_s for one in result.probes]),
         read_share=n_read / len(refused_first) if refused_first else 1.0,
         retry_after=tuple(sorted({one.retry_after_s for one in shed})),
         outcomes=dict(Counter(sample.status for sample in result.requests)),
@@ -189,11 +189,15 @@ def _level(
     )
 
 
-def _p99(values: Sequence[float]) -> float:
+def told(outcomes: Mapping[int, int]) -> str:
+    return ", ".join(f"{count} × {status}" for status, count in sorted(outcomes.items()))
+
+
+def p99(values: Sequence[float]) -> float:
     return quantile(values, 0.99) if values else 0.0
 
 
-def _goodput_hz(samples: Sequence[Sample], duration_s: float) -> float:
+def goodput_hz(samples: Sequence[Sample], duration_s: float) -> float:
     """Of answers within the plan's time, once the line had filled."""
     from_s = RAMP_SHARE * duration_s
     ends_s = [one.began_s + one.total_s for one in samples if one.status == 200]

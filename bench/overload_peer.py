@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 
 from bench.compare import CACHE, set_up
 from bench.load import Plan, generate
-from bench.overload import CAPACITY_S, LEVELS, RAMP_SHARE, make_clip
+from bench.overload import CAPACITY_S, LEVELS, goodput_hz, make_clip, p99, told
 from bench.peers.machine import n_cores
 from bench.peers.participants import OPENAI_PATH, start
 from bench.peers.server import Server
-from bench.report import Report, make_parser, numbers, quantile, table
+from bench.report import Report, make_parser, numbers, table
 
 CLIP_S, CLIENTS, PATIENCE_S = 5.0, 4, 30.0
 
@@ -69,16 +69,13 @@ def measure(arguments: argparse.Namespace, clip: Path, multiple: float) -> Row:
         level = replace(plan, duration_s=arguments.seconds, rate_hz=rate_hz, n_clients=0)
         result = generate(level)
     good = [one for one in result.requests if one.status == 200]
-    from_s = RAMP_SHARE * arguments.seconds
-    in_time = [one for one in good if from_s <= one.began_s + one.total_s < arguments.seconds]
-    outcomes = Counter(one.status for one in result.requests)
     return Row(
         multiple,
         rate_hz,
-        len(in_time) / (arguments.seconds - from_s),
-        quantile([one.total_s for one in good] or [0.0], 0.99),
-        quantile([one.total_s for one in result.probes], 0.99),
-        ", ".join(f"{count} × {status}" for status, count in sorted(outcomes.items())),
+        goodput_hz(result.requests, arguments.seconds),
+        p99([one.total_s for one in good]),
+        p99([one.total_s for one in result.probes]),
+        told(Counter(one.status for one in result.requests)),
     )
 
 

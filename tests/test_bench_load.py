@@ -12,7 +12,7 @@ import pytest
 
 from bench.fairness import CLIP_S
 from bench.load import LONGEST_S, Plan, Result, Sample, generate
-from bench.overload import Level, Measured, _difference, _goodput_hz, _level, goals_of
+from bench.overload import Level, Measured, _difference, _level, goals_of, goodput_hz
 from bench.soak import Look, goals, kinds, panels
 from config import load_settings
 from tests.http_service import house, serving
@@ -72,7 +72,7 @@ def test_it_does_not_go_on_for_hours(file: MakeFile) -> None:
 
 def test_goodput_counts_the_answers_within_the_time_once_the_line_is_full() -> None:
     late, early, good = sample(total_s=11.0), sample(total_s=1.0), sample(total_s=5.0)
-    assert _goodput_hz([late, early, good, sample(503, total_s=5.0)], 10.0) == pytest.approx(1 / 7)
+    assert goodput_hz([late, early, good, sample(503, total_s=5.0)], 10.0) == pytest.approx(1 / 7)
 
 
 def test_outcomes_that_the_service_counted_otherwise_are_told() -> None:
