@@ -23,7 +23,18 @@ from sensevoice_service.service import LoadedModel, Service
 from sensevoice_service.types import Chunk, Hypothesis
 from tests.audio_files import pcm16, voice, wav
 from tests.echo import NO_WAIT, ONE_BY_ONE, VOCABULARY, recognise
-from tests.hostile import MIB, PATIENT_S, Body, Footprint, form, get, post, until
+from tests.hostile import (
+    MIB,
+    PATIENT_S,
+    Body,
+    Footprint,
+    form,
+    get,
+    living_children,
+    post,
+    unchanged,
+    until,
+)
 from tests.http_service import MODEL, House, house, serving
 
 POLICY = PipelinePolicy(
@@ -127,26 +138,18 @@ def footprint(place: House) -> Footprint:
         descriptors=process.num_fds(),
         threads=process.num_threads(),
         spools=sum(link.startswith(tempfile.gettempdir()) for link in links),
-        decoders=sum(one.status() != psutil.STATUS_ZOMBIE for one in children_of(process)),
+        decoders=len(living_children(process)),
         busy=stats.active + stats.waiting,
     )
-
-
-def children_of(process: psutil.Process) -> list[psutil.Process]:
-    return process.children(recursive=True)
 
 
 @contextmanager
 def unharmed(place: House, port: int, good: Body) -> Iterator[None]:
     """Whatever happens within the block, the service is afterwards what it was before."""
     texts = settle(port, good)
-    seen = [footprint(place)]
-    while len(seen) < 10 or len(set(seen[-10:])) > 1:
-        assert len(seen) < 1_000, seen[-10:]
-        threading.Event().wait(0.02)
-        seen.append(footprint(place))
+    baseline = unchanged(lambda: footprint(place), 0.2)
     yield
-    until(lambda: footprint(place).is_within(seen[-1]))
+    until(lambda: footprint(place).is_within(baseline))
     assert get(port, "/health/ready")[0] == 200
     status, body = post(port, good)
     assert (status, body["results"]) == (200, texts)

@@ -99,17 +99,7 @@ class Victim:
         for thread in threads:
             thread.join()
         # Some seconds after the last request memory is given back, in a thread of its own.
-        self.baseline = self._unchanged_for(TIDY_S + 1.0)
-
-    def _unchanged_for(self, duration_s: float) -> Footprint:
-        deadline_s = time.monotonic() + PATIENT_S
-        seen, since_s = self.footprint(), time.monotonic()
-        while time.monotonic() < since_s + duration_s:
-            assert time.monotonic() < deadline_s, seen
-            time.sleep(0.05)
-            if (now := self.footprint()) != seen:
-                seen, since_s = now, time.monotonic()
-        return seen
+        self.baseline = unchanged(self.footprint, TIDY_S + 1.0)
 
     def good_texts(self) -> list[str]:
         status, body = post(self.port, form(*GOOD))
@@ -133,8 +123,7 @@ class Victim:
         return total
 
     def decoders(self) -> list[psutil.Process]:
-        children = self.process.children(recursive=True)
-        return [one for one in children if one.status() != psutil.STATUS_ZOMBIE]
+        return living_children(self.process)
 
     def peer_ports(self) -> list[int]:
         connections = self.process.net_connections("tcp4")
@@ -295,6 +284,23 @@ def request_head(**headers: str) -> bytes:
     given = {"Host": "x", "Content_Type": "multipart/form-data; boundary=edge", **headers}
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in given.items()]
     return ("POST /transcribe HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def living_children(process: psutil.Process) -> list[psutil.Process]:
+    children = process.children(recursive=True)
+    return [one for one in children if one.status() != psutil.STATUS_ZOMBIE]
+
+
+def unchanged(look: Callable[[], Footprint], duration_s: float) -> Footprint:
+    """What is seen once it has stayed the same for so long."""
+    deadline_s = time.monotonic() + PATIENT_S
+    seen, since_s = look(), time.monotonic()
+    while time.monotonic() < since_s + duration_s:
+        assert time.monotonic() < deadline_s, seen
+        time.sleep(0.02)
+        if (now := look()) != seen:
+            seen, since_s = now, time.monotonic()
+    return seen
 
 
 def until(condition: Callable[[], object]) -> None:
