@@ -70,15 +70,15 @@ def test_its_words_start_when_they_are_spoken(demo: OpenModel, espeak: Espeak) -
     assert np.quantile(errors_s, 0.95) <= 0.12
 
 
+@pytest.mark.usefixtures("espeak")  # which speaks in a process of its own
 @pytest.mark.parametrize(
     ("name", "pauses", "bar"),
     [("base", True, 0.005), ("base", False, 0.005), ("wide", True, 0.01), ("wide", False, 0.015)],
 )
 def test_a_long_file_has_the_text_of_its_utterances(
-    pipeline: Pipeline, espeak: Espeak, name: str, pauses: bool, bar: float
+    pipeline: Pipeline, name: str, pauses: bool, bar: float
 ) -> None:
     """An hour of it, as in ``make hour-test``."""
-    del espeak  # speaks in a process of its own
     utterances = make_utterances(N_LONG, LISTS[name])
     result = compare(pipeline, utterances, duration_s=3_600, pauses=pauses)
     assert result.n_tokens > 5_000

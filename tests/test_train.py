@@ -15,7 +15,6 @@ from sensevoice_service.loading import EngineOptions, check_chunk, open_model
 from sensevoice_service.model_store import open_folder
 from training.corpus import Joining, Utterance, trim
 from training.lexicon import BLANK_ID
-from training.speech import Espeak
 from training.train import (
     IGNORE,
     ExampleMaker,
@@ -129,8 +128,8 @@ def test_the_mean_of_weights_is_that_of_each() -> None:
     assert mean_of(states)["a"].tolist() == [2.0, 4.0]
 
 
-def test_a_recipe_leaves_a_folder_that_can_be_served(tmp_path: Path, espeak: Espeak) -> None:
-    del espeak  # speaks in processes of the corpus' own
+@pytest.mark.usefixtures("espeak")  # which speaks in processes of the corpus' own
+def test_a_recipe_leaves_a_folder_that_can_be_served(tmp_path: Path) -> None:
     joining = Joining(joined=0.0, trimmed=0.5)
     first = Stage(1, 8, 1, 1e-3, 0.3, "word", joining)
     ends = (replace(first, seed=2, frame_targets="onset"), replace(first, seed=3))
