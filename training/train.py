@@ -311,6 +311,8 @@ def run_stage(
     print(f"{len(corpus)} utterances, {hours:.1f} h, {spent_s:.0f} s", flush=True)
     cmvn = cmvn or compute_cmvn(corpus)
     torch.set_num_threads(n_threads)
+    # Of autocast's bf16, attention in plain steps would make fp32 again, at three times the cost.
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     for _ in fit(model, recipe, stage, cmvn, corpus, noises):
         write_folder(out, recipe, cmvn, model)
     return cmvn
