@@ -259,8 +259,27 @@ def test_wrong_usage_is_told_before_anything_is_done(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["a", "--jobs", "0"], ["a", "--format", "pdf"], ["a", "--lang", "xx"]]
+    ("arguments", "reason"),
+    [
+        ([], "the following arguments are required"),
+        (["a", "--jobs", "0"], "--jobs: 0 is no number from 1 on"),
+        (["a", "--format", "pdf"], "--format: invalid choice: 'pdf'"),
+        (["a", "--lang", "xx"], "--lang: must be one of auto, zh, en"),
+        (["a", "--lang", "zh,auto"], "--lang: must be auto or a list of languages"),
+        (["a", "--hotwords", "x" * 51], "--hotwords: has a word or phrase of over 50"),
+    ],
 )
-def test_options_are_checked(arguments: list[str]) -> None:
+def test_options_are_checked(
+    arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["transcribe", *arguments])
+    assert reason in capsys.readouterr().err
+
+
+def test_languages_and_hot_words_are_asked_for(words: Path, url: str, parts: House) -> None:
+    arguments = ["--lang", "zh,en", "--hotwords", "new  york, 北京大学"]
+    assert main(["transcribe", str(words / "a.wav"), "--server", url, *arguments]) == 0
+    [(_, options)] = parts.pipeline.calls
+    assert (options.language, options.among) == ("auto", ("zh", "en"))
+    assert options.hotwords == ("new york", "北京大学")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from sensevoice_service.cli.bodies import FORMATS, Heard, render
 from sensevoice_service.cli.files import (
@@ -21,6 +21,7 @@ from sensevoice_service.cli.files import (
 from sensevoice_service.cli.jobs import Outcome, run_jobs
 from sensevoice_service.cli.progress import Progress, Workload
 from sensevoice_service.types import LANGUAGES, DecodeOptions
+from sensevoice_service.wishes import MAX_HOTWORDS, hotwords_of, languages_of
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 TO_STDOUT = "-"
@@ -29,6 +30,8 @@ _EXIT_STATUS = f"""
 exit status: 0 all is done, {EXIT_FAILED} files failed, 2 wrong usage or settings, 3 no model or no
 service, {EXIT_INTERRUPTED} interrupted (what is done is kept; the same command goes on from there)
 """
+
+T = TypeVar("T")
 
 
 class Recogniser(Protocol):
@@ -55,7 +58,20 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     command.add_argument("paths", nargs="+", metavar="FILE|DIR", type=Path)
     command.add_argument("--format", choices=FORMATS, default="txt", help="default: txt")
-    command.add_argument("--lang", choices=LANGUAGES, default="auto", help="default: auto")
+    command.add_argument(
+        "--lang",
+        metavar="LANG[,LANG]",
+        type=_wish(languages_of),
+        default=("auto", ()),
+        help=f"one of {', '.join(LANGUAGES)}, or some to detect one of; default: auto",
+    )
+    command.add_argument(
+        "--hotwords",
+        metavar="WORDS",
+        type=_wish(hotwords_of),
+        default=(),
+        help=f"words and phrases that are likely to be said, between commas, up to {MAX_HOTWORDS}",
+    )
     command.add_argument(
         "--no-itn", action="store_true", help="numbers in words, and no punctuation"
     )
@@ -71,6 +87,16 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument("--jobs", metavar="N", type=_count, help="files at once")
     command.add_argument("--overwrite", action="store_true", help="also what is done already")
     command.set_defaults(run=run)
+
+
+def _wish(parse: Callable[[str], T]) -> Callable[[str], T]:
+    def parse_argument(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse_argument
 
 
 def _count(text: str) -> int:
@@ -122,7 +148,8 @@ def find_tasks(paths: Sequence[Path], form: str, out: str | None) -> list[Task]:
 
 
 def _recogniser(options: argparse.Namespace) -> Recogniser:
-    wanted = DecodeOptions(language=options.lang, use_itn=not options.no_itn)
+    language, among = options.lang
+    wanted = DecodeOptions(language, not options.no_itn, among, options.hotwords)
     if options.server is not None:
         from sensevoice_service.cli.remote import RemoteRecogniser, Server
 

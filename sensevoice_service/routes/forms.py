@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers, UploadFile
@@ -16,7 +16,6 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from sensevoice_service.routes.client import Client
 from sensevoice_service.routes.errors import UnsupportedFormat
 from sensevoice_service.types import (
-    LANGUAGES,
     DecodeOptions,
     InvalidRequest,
     MalformedBody,
@@ -24,6 +23,7 @@ from sensevoice_service.types import (
     UnsupportedBody,
     Upload,
 )
+from sensevoice_service.wishes import hotwords_of, languages_of, without_controls
 
 if TYPE_CHECKING:
     from config import Settings
@@ -32,15 +32,13 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_TEXT_FIELDS = 32
 MAX_TEXT_BYTES = 64 * 1024
 MAX_NAME_CHARACTERS = 200
-MAX_HOTWORDS = 100
-MAX_HOTWORD_CHARACTERS = 50
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_PARTING = re.compile(r"[,，、\r\n]")
 _SWITCH = {
     **dict.fromkeys(("true", "1", "yes", "on"), True),
     **dict.fromkeys(("false", "0", "no", "off"), False),
 }
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -167,29 +165,19 @@ def decode_options(form: FormData, language_field: str = "lang") -> DecodeOption
 
 def languages(form: FormData, field: str = "lang") -> tuple[str, tuple[str, ...]]:
     """A language, or ``auto`` and those that it is limited to. Raises ``InvalidRequest``."""
-    given = (name.strip().lower() for name in text(form, field).split(","))
-    names = tuple(dict.fromkeys(name for name in given if name)) or ("auto",)
-    if not set(names) <= set(LANGUAGES):
-        message = f"{field} must be one of {', '.join(LANGUAGES)}, or some of them between commas"
-        raise InvalidRequest(message, param=field)
-    if len(names) == 1:
-        return names[0], ()
-    if "auto" in names:
-        raise InvalidRequest(f"{field} must be auto or a list of languages, not both", param=field)
-    return "auto", names
+    return _read(languages_of, form, field)
 
 
 def hotwords(form: FormData, field: str = "hotwords") -> tuple[str, ...]:
     """Words and phrases between commas or line ends, once each. Raises ``InvalidRequest``."""
-    given = (_clean(" ".join(part.split())) for part in _PARTING.split(text(form, field)))
-    words = tuple(dict.fromkeys(word for word in given if word))
-    if len(words) > MAX_HOTWORDS:
-        message = f"{field} has {len(words)} words or phrases, at most {MAX_HOTWORDS} are taken"
-        raise InvalidRequest(message, param=field)
-    if any(len(word) > MAX_HOTWORD_CHARACTERS for word in words):
-        message = f"{field} has a word or phrase of over {MAX_HOTWORD_CHARACTERS} characters"
-        raise InvalidRequest(message, param=field)
-    return words
+    return _read(hotwords_of, form, field)
+
+
+def _read(parse: Callable[[str], T], form: FormData, field: str) -> T:
+    try:
+        return parse(text(form, field))
+    except ValueError as error:
+        raise InvalidRequest(f"{field} {error}", param=field) from None
 
 
 def switch(form: FormData, field: str, *, default: bool) -> bool:
@@ -225,4 +213,4 @@ def _upload(file: UploadFile) -> Upload:
 
 
 def _clean(name: str) -> str:
-    return _CONTROL.sub("", name).strip()[:MAX_NAME_CHARACTERS]
+    return without_controls(name)[:MAX_NAME_CHARACTERS]

@@ -12,6 +12,7 @@ from sensevoice_service.routes import forms
 from sensevoice_service.routes.errors import UnsupportedFormat
 from sensevoice_service.routes.forms import FormLimits
 from sensevoice_service.types import LANGUAGES, DecodeOptions, InvalidRequest, Upload
+from sensevoice_service.wishes import MAX_HOTWORDS
 
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 STREAMED_FORMATS = ("json", "text")
@@ -78,7 +79,7 @@ def _decode_options(form: FormData) -> DecodeOptions:
         language=names[0] if len(names) == 1 else "auto",
         use_itn=forms.switch(form, "use_itn", default=True),
         among=names if len(names) > 1 else (),
-        hotwords=tuple(dict.fromkeys(words))[: forms.MAX_HOTWORDS],
+        hotwords=tuple(dict.fromkeys(words))[:MAX_HOTWORDS],
     )
 
 
