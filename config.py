@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     )
 
     MAX_CONCURRENT_REQUESTS: int = Field(20, ge=1, description="Requests worked on at once.")
-    MAX_WAITING_REQUESTS: int = Field(100, ge=0, description="Requests that may wait for a slot.")
+    MAX_WAITING_REQUESTS: int = Field(60, ge=0, description="Requests that may wait for a slot.")
     QUEUE_TIMEOUT_SEC: float = Field(30.0, gt=0, description="Longest wait for a slot, then 503.")
     REQUEST_TIMEOUT_SEC: float = Field(
         3600.0, ge=0, description="Longest time from a request to its answer, then 504; 0 is none."
