@@ -26,7 +26,7 @@ from sensevoice_service.batcher import Batcher, BatchLimits
 from sensevoice_service.chunker import ChunkPolicy
 from sensevoice_service.isolation import DecoderLimits, DecoderProcesses
 from sensevoice_service.logs import configure_logging
-from sensevoice_service.memory import MemoryGauge, give_back
+from sensevoice_service.memory import MemoryGauge, give_back, keep_all
 from sensevoice_service.metrics import Metrics, Sources
 from sensevoice_service.model_store import ModelFolder, resolve_model
 from sensevoice_service.pipeline import Decode, Pipeline, PipelinePolicy
@@ -76,8 +76,14 @@ def create_app(settings: Settings, on_failure: Callable[[], None] = lambda: None
 
 def assemble(settings: Settings, on_failure: Callable[[], None], load: Load) -> Parts:
     pool = ThreadPoolExecutor(decode_threads(settings), thread_name_prefix="decode")
-    service = Service(lambda stop: load(settings, pool, stop), on_failure)
     memory = MemoryGauge()
+
+    def load_and_keep(stop: threading.Event) -> LoadedModel:
+        loaded = load(settings, pool, stop)
+        keep_all()
+        return loaded
+
+    service = Service(load_and_keep, on_failure)
     admission = Admission(
         limit=settings.MAX_CONCURRENT_REQUESTS,
         max_waiting=settings.MAX_WAITING_REQUESTS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -108,6 +109,16 @@ def give_back() -> None:
     """
     with suppress(OSError, TypeError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_all() -> None:
+    """Spare the garbage collector what there is now: all of it stays.
+
+    Importing torch alone leaves hundreds of thousands of objects, and while the collector goes
+    through them, every so many requests, no thread of Python runs.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 class MemoryGauge:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import psutil
 import pytest
 
-from sensevoice_service.memory import MemoryGauge, MemoryReading, read_memory
+from sensevoice_service.memory import MemoryGauge, MemoryReading, keep_all, read_memory
 
 
 def v2_group(folder: Path, limit: str, used: int, inactive_file: int = 0) -> None:
@@ -107,3 +108,15 @@ def test_the_gauge_reads_again_only_when_its_reading_is_old() -> None:
     assert gauge.percent() == 2.0
     assert gauge.reading() is taken[1]
     assert len(taken) == 2
+
+
+def test_the_collector_is_spared_what_is_kept() -> None:
+    kept: list[object] = []
+    try:
+        keep_all()
+        fresh: list[object] = []
+        seen = {id(thing) for thing in gc.get_objects()}
+        assert id(kept) not in seen
+        assert id(fresh) in seen
+    finally:
+        gc.unfreeze()
