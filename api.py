@@ -228,7 +228,7 @@ def serve(settings: Settings, load: Load = load_model) -> int:
         ssl_certfile=settings.TLS_CERTFILE or None,
         ssl_keyfile=settings.TLS_KEYFILE or None,
         http=connection_with(settings.HEADER_TIMEOUT),
-        loop="asyncio",  # the same whether or not uvloop happens to be installed
+        loop="uvloop",
     )
     grace = Grace(drain_s=settings.DRAIN_SEC, work_s=settings.SHUTDOWN_TIMEOUT_SEC)
     server = Server(config, parts.service, parts.admission, grace)

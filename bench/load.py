@@ -18,7 +18,9 @@ from collections import deque
 from collections.abc import Coroutine, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import uvloop
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_REQUESTS, LONGEST_S = 50_000, 600.0
@@ -101,8 +103,7 @@ class Exchange(asyncio.Protocol):
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
         transport.set_write_buffer_limits(high=0)
         if self._sends_first:
             transport.pause_reading()
@@ -121,7 +122,7 @@ class Exchange(asyncio.Protocol):
         if self._end < 0 and (at := self._got.find(b"\r\n\r\n")) >= 0:
             self._end = at + 4 + int(self._header(b"content-length") or 0)
         if 0 <= self._end <= len(self._got):
-            self._transport.close()
+            self._leave()
             self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -131,8 +132,12 @@ class Exchange(asyncio.Protocol):
         if not self.done.done():
             self.done.set_result(None)
 
-    def give_up(self) -> None:
-        self._transport.abort()
+    def _leave(self) -> None:
+        """Without what has not been sent: who has its answer has no use for the rest."""
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()
+        else:
+            self._transport.close()
 
     def _header(self, name: bytes) -> bytes:
         head = bytes(self._got[: self._got.find(b"\r\n\r\n")])
@@ -217,7 +222,7 @@ class _Generator:
 
     async def _exchange(self, payload: bytes, sends_first: bool, due_s: float) -> Sample:
         try:
-            _, exchange = await asyncio.get_running_loop().create_connection(
+            transport, exchange = await asyncio.get_running_loop().create_connection(
                 lambda: Exchange(payload, sends_first, due_s), "127.0.0.1", self._plan.port
             )
         except OSError:
@@ -225,7 +230,7 @@ class _Generator:
             return Sample(due_s - self._origin_s, 0, now_s - due_s, now_s - due_s, sends_first)
         await asyncio.wait({exchange.done}, timeout=self._plan.patience_s)
         sample = exchange.sample(self._origin_s)
-        exchange.give_up()
+        transport.abort()
         return sample
 
     async def _until(self, due_s: float) -> None:
@@ -260,7 +265,7 @@ def main() -> None:
     plan = Plan(**{**given, "files": tuple(given["files"])})
     if plan.duration_s > LONGEST_S:
         raise SystemExit(f"no longer than {LONGEST_S:g} s")
-    json.dump(asdict(asyncio.run(_Generator(plan).run())), sys.stdout)
+    json.dump(asdict(uvloop.run(_Generator(plan).run())), sys.stdout)
 
 
 if __name__ == "__main__":

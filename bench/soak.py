@@ -114,14 +114,14 @@ async def send(kind: Kind, port: int) -> int:
     """The status of the answer, 0 where there is none."""
     payload = kind.payload[: int(len(kind.payload) * kind.sent_share)]
     now_s = time.perf_counter()
-    _, exchange = await asyncio.get_running_loop().create_connection(
+    transport, exchange = await asyncio.get_running_loop().create_connection(
         lambda: Exchange(payload, False, now_s), "127.0.0.1", port
     )
     # Those who hang up stay for a moment, so that some of the work has begun.
     timeout_s = PATIENCE_S if kind.status else 0.02
     await asyncio.wait({exchange.done}, timeout=timeout_s)
     sample = exchange.sample(now_s)
-    exchange.give_up()
+    transport.abort()
     return sample.status if kind.status else 0
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp
 
 from config import Settings
 from sensevoice_service.admission import Admission
@@ -25,6 +26,7 @@ from sensevoice_service.memory import MemoryReading
 from sensevoice_service.metrics import Metrics, Sources
 from sensevoice_service.pipeline import PipelineResult, Timings
 from sensevoice_service.routes.app import build_app
+from sensevoice_service.routes.connection import connection_with
 from sensevoice_service.routes.services import OnProgress, Services
 from sensevoice_service.status import ModelInfo, Status
 from sensevoice_service.types import (
@@ -190,7 +192,7 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def serving(app: FastAPI) -> Iterator[int]:
+def serving(app: ASGIApp, header_timeout_s: float = PATIENCE_S) -> Iterator[int]:
     """A real server in a thread; gives its port."""
     config = uvicorn.Config(
         app,
@@ -198,8 +200,8 @@ def serving(app: FastAPI) -> Iterator[int]:
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=1,
-        http="h11",
-        loop="asyncio",
+        http=connection_with(header_timeout_s),
+        loop="uvloop",
     )
     server = _Server(config)
     thread = threading.Thread(target=server.run)

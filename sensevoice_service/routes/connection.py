@@ -1,22 +1,28 @@
-"""The HTTP connection itself: uvicorn's, with a deadline for headers and fewer readings of them."""
+"""The HTTP connection itself: uvicorn's, with a deadline and a bound for what leads to no body.
+
+httptools reads the bytes, in C. It is more lenient than a service behind a proxy may be, since the
+two must never see different requests in the same bytes (request smuggling, RFC 9112 section 11.2).
+"""
 
 from __future__ import annotations
 
 import asyncio
+from array import array
 from typing import Any, ClassVar
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEADER_BYTES = 32 * 1024
+MAX_PIPELINED = 32
 
 
-def connection_with(header_timeout_s: float) -> type[H11Protocol]:
+def connection_with(header_timeout_s: float) -> type[HttpToolsProtocol]:
     """The protocol for uvicorn's ``http`` setting, which it makes a connection of by itself."""
     return type("Connection", (Connection,), {"header_timeout_s": header_timeout_s})
 
 
-class Connection(H11Protocol):
+class Connection(HttpToolsProtocol):
     """Ends when a request's headers are not there ``header_timeout_s`` after its first byte.
 
     The first request's time counts from the connection's start. Each byte sent in time is no reason
@@ -27,36 +33,96 @@ class Connection(H11Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.conn = _StrictConnection(h11.SERVER, MAX_HEADER_BYTES)
+        self.parser = _Parser(self)
         self._deadline: asyncio.TimerHandle | None = None
+        self._has_headers = False
+        self._head_bytes = 0
+        self._idle_bytes = 0  # since the last that were of a body, or ended the headers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._await_headers()
 
     def data_received(self, data: bytes) -> None:
+        self._idle_bytes += len(data)
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
+        if self.transport.is_closing():
             self._end_wait()
-        elif self._deadline is None:
+        elif self._idle_bytes > MAX_HEADER_BYTES:
+            self.send_400_response("Too much that is no body.")
+        elif self._deadline is None and not (self._has_headers and self._is_answering()):
             self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_wait()
         super().connection_lost(exc)
 
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._has_headers = False
+        self._head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._count_head(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_head(len(name) + len(value))
+        if not self._has_headers:  # or else behind the body, when nobody asks for headers any more
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._idle_bytes = 0
+        if self.parser.should_upgrade():
+            return  # it comes once more: see _Parser
+        _require_one_meaning(self.parser.get_http_version(), self.headers)
+        super().on_headers_complete()
+        self._has_headers = True
+        self._end_wait()
+        if len(self.pipeline) > MAX_PIPELINED:
+            raise ValueError("more requests than a connection may have waiting")
+
+    def on_body(self, body: bytes) -> None:
+        self._idle_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._has_headers:
+            super().on_message_complete()
+
+    def head_without_upgrade(self) -> bytes:
+        """The request line and the headers just read, less the wish for another protocol.
+
+        Raises ``httptools.HttpParserError`` where that is all that the request is about.
+        """
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        if method == b"CONNECT":
+            raise httptools.HttpParserError("no tunnels")
+        lines = [b"%b %b HTTP/%b" % (method, self.url, version.encode())]
+        lines += [b"%b: %b" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
     def send_400_response(self, msg: str) -> None:
         """Where an answer is under way already, the connection just ends.
 
         For the application, which may be at work on the request, the client has hung up.
         """
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            super().send_400_response(msg)
-        else:
+        cycle = self.cycle
+        if self._is_answering() and cycle.response_started:
             self.transport.close()
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        else:
+            super().send_400_response(msg)
+        if self._is_answering():
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _count_head(self, n_bytes: int) -> None:
+        self._head_bytes += n_bytes
+        if self._head_bytes > MAX_HEADER_BYTES:
+            raise ValueError("more headers than may be")
 
     def _await_headers(self) -> None:
         self._deadline = self.loop.call_later(self.header_timeout_s, self._too_slow)
@@ -68,16 +134,47 @@ class Connection(H11Protocol):
 
     def _too_slow(self) -> None:
         self._deadline = None
-        self.transport.abort()
+        if self._is_answering():  # an earlier request, whose answer must not be lost
+            self._await_headers()
+        else:
+            self.transport.abort()
 
 
-class _StrictConnection(h11.Connection):
-    """Refuses a request whose body has two lengths: a proxy may believe the other one."""
+class _Parser(httptools.HttpRequestParser):
+    """Reads a request that asks for another protocol as one that does not.
 
-    def next_event(self) -> Any:
-        event = super().next_event()
-        if isinstance(event, h11.Request):
-            names = {name for name, _ in event.headers}
-            if {b"content-length", b"transfer-encoding"} <= names:
-                raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
-        return event
+    This service speaks HTTP/1.1 alone, and may say so by going on (RFC 9110 section 7.8). Java's
+    client asks for HTTP/2 in this way, with a body, for which httptools would not look.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+        self._connection = connection
+
+    def feed_data(self, data: bytes | bytearray | memoryview[int] | array[int]) -> None:
+        parser, rest = self, memoryview(data)
+        while True:
+            try:
+                super(_Parser, parser).feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+                head = self._connection.head_without_upgrade()
+                # A new one: where the connection is to close, this one looks at nothing more.
+                parser = self._connection.parser = _Parser(self._connection)
+                super(_Parser, parser).feed_data(head)
+
+
+def _require_one_meaning(version: str, headers: list[tuple[bytes, bytes]]) -> None:
+    """Raises ``ValueError`` where a proxy could believe in another end or host of the request."""
+    if version not in ("1.0", "1.1"):
+        raise ValueError("another version of HTTP")
+    n_hosts = sum(name == b"host" for name, _ in headers)
+    if n_hosts > 1 or (n_hosts == 0 and version == "1.1"):
+        raise ValueError("not one Host")
+    codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
+    if codings and (codings != [b"chunked"] or version == "1.0"):
+        raise ValueError("an encoding that is not known")
+    if codings and any(name == b"content-length" for name, _ in headers):
+        raise ValueError("both Content-Length and Transfer-Encoding")
