@@ -19,6 +19,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """For ``want`` of what somebody is turned away, one of ``metrics.SHED_REASONS``, and why."""
+
+    want: str
+    why: str
+
+
+@dataclass(frozen=True)
 class AdmissionStats:
     active: int
     waiting: int
@@ -51,7 +59,8 @@ class Place:
         if self._over.done():
             self._over.result()
         if not self._turn.done():
-            raise self._admission.overloaded(f"no slot came free within {timeout_s:g} s")
+            late = Refusal("timeout", f"no slot came free within {timeout_s:g} s")
+            raise self._admission.overloaded(late)
 
     async def within(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``; it is cancelled, and waited for, when its time is over.
@@ -114,13 +123,19 @@ class Admission:
         self._is_closed = False
         self._has_worked = False
 
-    def refusal(self) -> str | None:
-        """Why a newcomer would be turned away now, or ``None``."""
+    def refusal(self) -> Refusal | None:
+        """What a newcomer would be told now; ``None`` where it would be let in."""
         if self._memory_percent() >= self._memory_limit_percent:
-            return "the service is short of memory"
+            return Refusal("memory", "the service is short of memory")
         if self._active >= self._limit and len(self._line) >= self._max_waiting:
-            return f"{self._active} requests are being worked on and {len(self._line)} are waiting"
+            why = f"{self._active} requests are being worked on and {len(self._line)} are waiting"
+            return Refusal("full", why)
         return None
+
+    def require_place(self) -> None:
+        """Raises ``Overloaded`` where there is neither a slot nor a place in the line."""
+        if (refusal := self.refusal()) is not None:
+            raise self.overloaded(refusal)
 
     def enter(self) -> Place:
         """Take a slot or a place in the line.
@@ -129,9 +144,7 @@ class Admission:
         """
         if self._is_closed:
             raise self._closing()
-        reason = self.refusal()
-        if reason is not None:
-            raise self.overloaded(reason)
+        self.require_place()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._active < self._limit:
             self._active += 1
@@ -167,8 +180,9 @@ class Admission:
     def stats(self) -> AdmissionStats:
         return AdmissionStats(self._active, len(self._line), self._limit, self._max_waiting)
 
-    def overloaded(self, reason: str) -> Overloaded:
-        return Overloaded(f"{reason}; try again later", retry_after_s=self._retry_after_s())
+    def overloaded(self, refusal: Refusal) -> Overloaded:
+        message = f"{refusal.why}; try again later"
+        return Overloaded(message, param=refusal.want, retry_after_s=self._retry_after_s())
 
     def _closing(self) -> NotReady:
         message = "the service is stopping"

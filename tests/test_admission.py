@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sensevoice_service.admission import LONGEST_RETRY_AFTER_S, Admission, AdmissionStats
+from sensevoice_service.admission import LONGEST_RETRY_AFTER_S, Admission, AdmissionStats, Refusal
 from sensevoice_service.types import NotReady, Overloaded, TimedOut
 
 
@@ -184,8 +184,10 @@ async def test_refusal_says_what_a_newcomer_would_be_told() -> None:
     door = admission(max_waiting=0)
     assert door.refusal() is None
     async with door.slot():
-        assert door.refusal() == "1 requests are being worked on and 0 are waiting"
-    assert admission(percent=95.0).refusal() == "the service is short of memory"
+        full = Refusal("full", "1 requests are being worked on and 0 are waiting")
+        assert door.refusal() == full
+    short = Refusal("memory", "the service is short of memory")
+    assert admission(percent=95.0).refusal() == short
 
 
 class Work:

@@ -21,6 +21,7 @@ from sensevoice_service.routes.middleware import (
     ErrorBoundary,
     OrderlyRefusal,
     RequestContext,
+    Turnstile,
 )
 from sensevoice_service.routes.openapi import DescribedApp
 from sensevoice_service.routes.quota import Quota, Rate
@@ -78,6 +79,7 @@ def build_app(services: Services, settings: Settings, lifespan: Lifespan | None 
             *cors(settings.cors_origins()),
             Middleware(ErrorBoundary),
             Middleware(Guard, keys=KeyRing(settings.api_keys()), quota=_quota(settings)),
+            Middleware(Turnstile, admission=services.admission),
             Middleware(BodyLimit, max_bytes=max_body_bytes),
         ],
     )

@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, NoReturn, TypeVar
 
 import anyio
-from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
 from sensevoice_service.routes.errors import ClientGone, UploadStalled
+from sensevoice_service.routes.headers import header_of
 
 READ_AHEAD_BYTES = 512 * 1024
 STALL_TIMEOUT_S = 30.0
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 def waits_for_leave(scope: Scope) -> bool:
     """Whether the client holds its body back until the server asks for it."""
-    return Headers(scope=scope).get("expect", "").lower() == "100-continue"
+    return header_of(scope, b"expect").lower() == b"100-continue"
 
 
 class Client:

@@ -54,7 +54,7 @@ def judge(services: Services) -> tuple[Health, str | None]:
     if state.status == "failed" or state.model is None:
         return "unhealthy", state.failure or "the model cannot be used"
     refusal = services.admission.refusal()
-    return ("healthy", None) if refusal is None else ("overloaded", refusal)
+    return ("healthy", None) if refusal is None else ("overloaded", refusal.why)
 
 
 def _add(

@@ -9,16 +9,19 @@ from http import HTTPStatus
 from typing import Any
 
 import anyio
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sensevoice_service.admission import Admission
 from sensevoice_service.logs import FIELDS
 from sensevoice_service.metrics import EndedRequest, Metrics
 from sensevoice_service.routes.client import waits_for_leave
 from sensevoice_service.routes.errors import CLIENT_GONE_STATUS, ClientGone, error_response
+from sensevoice_service.routes.headers import header_of
+from sensevoice_service.routes.paths import OPENAI, TRANSCRIBE, is_for
 from sensevoice_service.routes.trace import RequestTrace, attach, request_id_of, trace_of
-from sensevoice_service.types import ServiceError, UploadTooLarge
+from sensevoice_service.types import Overloaded, ServiceError, UploadTooLarge
 
 _log = logging.getLogger("sensevoice_service.requests")
 
@@ -45,7 +48,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        trace = RequestTrace(request_id_of(scope["headers"]))
+        trace = RequestTrace(request_id_of(scope))
         attach(scope, trace)
         began_s = time.perf_counter()
         status = 0
@@ -54,11 +57,12 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = trace.request_id
+                headers = [(b"x-request-id", trace.request_id.encode())]
                 if phases_s := trace.phases_s:
                     total_s = time.perf_counter() - began_s
-                    headers["server-timing"] = _server_timing({**phases_s, "total": total_s})
+                    timing = _server_timing({**phases_s, "total": total_s})
+                    headers.append((b"server-timing", timing.encode()))
+                message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)
 
         try:
@@ -149,8 +153,9 @@ class OrderlyRefusal:
 
 
 def _has_body(scope: Scope) -> bool:
-    headers = Headers(scope=scope)
-    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+    if header_of(scope, b"transfer-encoding"):
+        return True
+    return header_of(scope, b"content-length") not in (b"", b"0")
 
 
 class _BodyWatch:
@@ -211,7 +216,26 @@ def _answer(error: Exception, scope: Scope) -> Response:
         _log.error("unexpected error", exc_info=error, extra={FIELDS: {"id": trace.request_id}})
         error = ServiceError("an unexpected error occurred; its request_id is in the log")
     trace.outcome = error.code
+    if isinstance(error, Overloaded):
+        trace.shed = error.param
     return error_response(error, scope)
+
+
+class Turnstile:
+    """Turns work away for which there is no place, before it is looked into: that must be cheap.
+
+    The routes take their places themselves. Raises ``Overloaded``.
+    """
+
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+        self._app = app
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        if is_post and is_for(scope, TRANSCRIBE, OPENAI):
+            self._admission.require_place()
+        await self._app(scope, receive, send)
 
 
 class BodyLimit:
@@ -225,8 +249,8 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._max_bytes:
+        declared = header_of(scope, b"content-length")
+        if declared.isdigit() and int(declared) > self._max_bytes:
             raise self._too_large()
         n_bytes = 0
 

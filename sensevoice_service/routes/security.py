@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_OF_ALL = {
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "x-frame-options": "DENY",
-}
+_OF_ALL = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+)
 # A page of our own has a policy that lets it run.
-_OF_DATA = {"content-security-policy": "default-src 'none'; frame-ancestors 'none'"}
+_OF_DATA = ((b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),)
 
 
 class SecurityHeaders:
@@ -28,10 +27,12 @@ class SecurityHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                is_page = headers.get("content-type", "").startswith("text/html")
-                for name, value in {**_OF_ALL, **({} if is_page else _OF_DATA)}.items():
-                    headers.setdefault(name, value)
+                headers = list(message.get("headers", ()))
+                own = dict(headers)
+                is_page = own.get(b"content-type", b"").startswith(b"text/html")
+                given = _OF_ALL if is_page else _OF_ALL + _OF_DATA
+                added = [header for header in given if header[0] not in own]
+                message["headers"] = headers + added
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 from sensevoice_service.metrics import PHASES
+from sensevoice_service.routes.headers import header_of
 from sensevoice_service.types import NotReady
 
 _KEY = "trace"
@@ -56,13 +57,10 @@ class RequestTrace:
         return {key: value for key, value in found.items() if value is not None}
 
 
-def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+def request_id_of(scope: MutableMapping[str, Any]) -> str:
     """The client's own ``x-request-id`` where it is short and plain, or else a new one."""
-    for name, value in headers:
-        if name == b"x-request-id":
-            given = value.decode("latin-1")
-            return given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
-    return secrets.token_hex(16)
+    given = header_of(scope, b"x-request-id").decode("latin-1")
+    return given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
 
 
 def attach(scope: MutableMapping[str, Any], trace: RequestTrace) -> None:

@@ -16,7 +16,7 @@ from sensevoice_service.routes.client import Client
 from sensevoice_service.routes.services import OnProgress, Pipeline
 from sensevoice_service.routes.streaming import OnFileProgress
 from sensevoice_service.routes.trace import RequestTrace
-from sensevoice_service.types import DecodeOptions, EmptyFile, Overloaded, ServiceError, Upload
+from sensevoice_service.types import DecodeOptions, EmptyFile, ServiceError, Upload
 
 if TYPE_CHECKING:
     from sensevoice_service.pipeline import PipelineResult
@@ -31,25 +31,15 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def slot(admission: Admission, client: Client, trace: RequestTrace) -> AsyncIterator[Place]:
-    """Hold a slot for the length of the block; note the wait for it, or for want of what.
+    """Hold a slot for the length of the block, and note the wait for it.
 
-    Raises ``Overloaded``, whose ``param`` tells it too, ``ClientGone``, and what ends a ``Place``:
-    all that is done in it is done ``within`` it.
+    Raises ``Overloaded``, ``ClientGone``, and what ends a ``Place``: all that is done in it is done
+    ``within`` it.
     """
     came_s = time.perf_counter()
-    try:
-        place = admission.enter()
-    except Overloaded as error:
-        stats = admission.stats()
-        is_full = stats.active >= stats.limit and stats.waiting >= stats.max_waiting
-        error.param = trace.shed = "full" if is_full else "memory"
-        raise
-    with place:
+    with admission.enter() as place:
         try:
             await client.unless_gone(place.granted())
-        except Overloaded as error:
-            error.param = trace.shed = "timeout"
-            raise
         finally:
             trace.wait_s = time.perf_counter() - came_s
         yield place
