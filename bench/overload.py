@@ -44,7 +44,7 @@ from bench.server import Client, RssPeak, Server, served, serving
 from config import Settings
 
 LEVELS = "1,2,5,10"
-CAPACITY_S, IDLE_REQUESTS, POLL_S = 5.0, 10, 0.05
+CAPACITY_S, IDLE_REQUESTS, POLL_S = 10.0, 10, 0.05
 SETTLE_S, MOST_RECOVERY_S = 30.0, 5.0
 RAMP_SHARE = 0.3  # of a level's time, until the waiting line is full
 MB = 1_000_000
@@ -283,7 +283,7 @@ def main() -> None:
     add_settings(parser)
     parser.add_argument("--engine", choices=ENGINES, default="fake")
     parser.add_argument("--levels", type=numbers, default=numbers(LEVELS))
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each level")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each level")
     arguments = parser.parse_args()
     clip_s, live_s, shed_s = ENGINES[arguments.engine]
     environment = environment_of(arguments.model or DEMO_FOLDER, arguments.set)
