@@ -26,7 +26,7 @@ from sensevoice_service.memory import MemoryReading
 from sensevoice_service.metrics import Metrics, Sources
 from sensevoice_service.pipeline import PipelineResult, Timings
 from sensevoice_service.routes.app import build_app
-from sensevoice_service.routes.connection import connection_with
+from sensevoice_service.routes.connection import connection_with, let_in
 from sensevoice_service.routes.services import OnProgress, Services
 from sensevoice_service.status import ModelInfo, Status
 from sensevoice_service.types import (
@@ -193,14 +193,15 @@ class _Server(uvicorn.Server):
 
 @contextlib.contextmanager
 def serving(app: ASGIApp, header_timeout_s: float = PATIENCE_S) -> Iterator[int]:
-    """A real server in a thread; gives its port."""
+    """A real server in a thread, with the application's door where it has one; gives its port."""
+    door = app.state.door if isinstance(app, FastAPI) else None
     config = uvicorn.Config(
         app,
         port=0,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=1,
-        http=connection_with(header_timeout_s),
+        http=connection_with(header_timeout_s, door or let_in),
         loop="uvloop",
     )
     server = _Server(config)

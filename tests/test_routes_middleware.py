@@ -10,8 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sensevoice_service.logs import FIELDS
 from sensevoice_service.routes import middleware
-from sensevoice_service.routes.middleware import BodyLimit, OrderlyRefusal, Turnstile
-from sensevoice_service.types import Overloaded, UploadTooLarge
+from sensevoice_service.routes.middleware import BodyLimit, OrderlyRefusal
+from sensevoice_service.types import UploadTooLarge
 from tests.http_service import house
 
 
@@ -182,29 +182,3 @@ def test_the_files_of_a_page_are_logged_for_debugging_only(
     caplog.set_level(logging.DEBUG, "sensevoice_service.requests")
     TestClient(house().app()).get(path)
     assert [line.levelno for line in caplog.records if hasattr(line, FIELDS)] == [level]
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize("path", ["/transcribe", "/v1/audio/transcriptions"])
-async def test_work_for_which_there_is_no_place_goes_no_further(path: str) -> None:
-    wire, place = Wire(), house(MAX_CONCURRENT_REQUESTS=1, MAX_WAITING_REQUESTS=0)
-    app = Turnstile(refuse, place.admission)
-    asked = {**scope(), "method": "POST", "path": path}
-    async with place.admission.slot():
-        with pytest.raises(Overloaded):
-            await app(asked, wire.receive, wire.send)
-    assert wire.sent == []
-    await app(asked, wire.receive, wire.send)
-    assert wire.sent
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/health"), ("GET", "/v1/models"), ("OPTIONS", "/transcribe")]
-)
-async def test_what_is_no_work_needs_no_place(method: str, path: str) -> None:
-    wire, place = Wire(), house(MAX_CONCURRENT_REQUESTS=1, MAX_WAITING_REQUESTS=0)
-    app = Turnstile(refuse, place.admission)
-    async with place.admission.slot():
-        await app({**scope(), "method": method, "path": path}, wire.receive, wire.send)
-    assert wire.sent

@@ -13,15 +13,16 @@ from starlette.middleware import Middleware
 
 from sensevoice_service import __version__
 from sensevoice_service.routes import docs, health, metrics, openai, page, transcribe
+from sensevoice_service.routes.door import Door
 from sensevoice_service.routes.errors import install_handlers
 from sensevoice_service.routes.forms import FormLimits
 from sensevoice_service.routes.keys import Guard, KeyRing
+from sensevoice_service.routes.ledger import Ledger
 from sensevoice_service.routes.middleware import (
     BodyLimit,
     ErrorBoundary,
     OrderlyRefusal,
     RequestContext,
-    Turnstile,
 )
 from sensevoice_service.routes.openapi import DescribedApp
 from sensevoice_service.routes.quota import Quota, Rate
@@ -57,6 +58,8 @@ def build_app(services: Services, settings: Settings, lifespan: Lifespan | None 
         *([docs.make_router()] if settings.DOCS else []),
         *([page.make_router(settings)] if settings.PAGE else []),
     )
+    ledger = Ledger(settings.LOG_FILENAMES, services.metrics, _paths(routers))
+    keys, quota = KeyRing(settings.api_keys()), _quota(settings)
     app = DescribedApp(
         asks_for_keys=bool(settings.api_keys()),
         title="SenseVoice",
@@ -68,21 +71,17 @@ def build_app(services: Services, settings: Settings, lifespan: Lifespan | None 
         docs_url=None,  # FastAPI's own pages load their scripts from the internet
         redoc_url=None,
         middleware=[
-            Middleware(
-                RequestContext,
-                log_names=settings.LOG_FILENAMES,
-                metrics=services.metrics,
-                paths=_paths(routers),
-            ),
+            Middleware(RequestContext, ledger=ledger),
             Middleware(SecurityHeaders),
             Middleware(OrderlyRefusal, drain_bytes=2 * max_body_bytes),
             *cors(settings.cors_origins()),
             Middleware(ErrorBoundary),
-            Middleware(Guard, keys=KeyRing(settings.api_keys()), quota=_quota(settings)),
-            Middleware(Turnstile, admission=services.admission),
+            Middleware(Guard, keys=keys, quota=quota),
             Middleware(BodyLimit, max_bytes=max_body_bytes),
         ],
     )
+    # Where clients have a rate, each request counts: the application is to know of all.
+    app.state.door = Door(services.admission, keys, ledger) if quota is None else None
     install_handlers(app)
     for router in routers:
         # The guard asks for the key; this tells of it in the documentation.

@@ -7,19 +7,46 @@ two must never see different requests in the same bytes (request smuggling, RFC 
 from __future__ import annotations
 
 import asyncio
+import math
 from array import array
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from sensevoice_service.routes.headers import header_of
+from sensevoice_service.routes.middleware import LONGEST_DRAIN_S
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
 
 MAX_HEADER_BYTES = 32 * 1024
 MAX_PIPELINED = 32
+CLOSE = (b"connection", b"close")
 
 
-def connection_with(header_timeout_s: float) -> type[HttpToolsProtocol]:
-    """The protocol for uvicorn's ``http`` setting, which it makes a connection of by itself."""
-    return type("Connection", (Connection,), {"header_timeout_s": header_timeout_s})
+TurnAway = Callable[[Any], "Response | None"]
+
+
+def let_in(_scope: Any) -> None:
+    """Turns nobody away."""
+
+
+def connection_with(
+    header_timeout_s: float, turn_away: TurnAway = let_in
+) -> type[HttpToolsProtocol]:
+    """The protocol for uvicorn's ``http`` setting, which it makes a connection of by itself.
+
+    ``turn_away`` is asked with each request's scope before the application is; where it has an
+    answer, that is the end of the connection.
+    """
+    given = {"header_timeout_s": header_timeout_s, "turn_away": staticmethod(turn_away)}
+    return type("Connection", (Connection,), given)
 
 
 class Connection(HttpToolsProtocol):
@@ -30,6 +57,7 @@ class Connection(HttpToolsProtocol):
     """
 
     header_timeout_s: ClassVar[float] = 10.0
+    turn_away: ClassVar[staticmethod[[Any], Response | None]] = staticmethod(let_in)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -38,12 +66,16 @@ class Connection(HttpToolsProtocol):
         self._has_headers = False
         self._head_bytes = 0
         self._idle_bytes = 0  # since the last that were of a body, or ended the headers
+        self._unread_bytes: float | None = None  # of who has been turned away
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._await_headers()
 
     def data_received(self, data: bytes) -> None:
+        if self._unread_bytes is not None:
+            self._throw_away(len(data))
+            return
         self._idle_bytes += len(data)
         super().data_received(data)
         if self.transport.is_closing():
@@ -75,14 +107,19 @@ class Connection(HttpToolsProtocol):
         self._idle_bytes = 0
         if self.parser.should_upgrade():
             return  # it comes once more: see _Parser
+        if self._unread_bytes is not None:
+            return  # it follows one that was turned away
         _require_one_meaning(self.parser.get_http_version(), self.headers)
+        self._end_wait()
         super().on_headers_complete()
         self._has_headers = True
-        self._end_wait()
         if len(self.pipeline) > MAX_PIPELINED:
             raise ValueError("more requests than a connection may have waiting")
 
     def on_body(self, body: bytes) -> None:
+        if self._unread_bytes is not None:
+            self._throw_away(len(body))
+            return
         self._idle_bytes = 0
         super().on_body(body)
 
@@ -108,13 +145,43 @@ class Connection(HttpToolsProtocol):
         For the application, which may be at work on the request, the client has hung up.
         """
         cycle = self.cycle
-        if self._is_answering() and cycle.response_started:
+        has_refused = self._unread_bytes is not None
+        if has_refused or (self._is_answering() and cycle.response_started):
             self.transport.close()
         else:
             super().send_400_response(msg)
         if self._is_answering():
             cycle.disconnected = True
             cycle.message_event.set()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        refusal = self.turn_away(cycle.scope)
+        if refusal is None:
+            super()._start_asgi_task(cycle, app)
+        else:
+            self._refuse(cycle, refusal)
+
+    def _refuse(self, cycle: RequestResponseCycle, refusal: Response) -> None:
+        """Answer, and throw away what the client still sends: some read nothing until all is sent.
+
+        If a connection is closed with unread data in it, the client's system drops the answer.
+        """
+        headers = [*self.server_state.default_headers, *refusal.raw_headers, CLOSE]
+        lines = [b"%b: %b\r\n" % header for header in dict.fromkeys(headers)]
+        head = [STATUS_LINE[refusal.status_code], *lines, b"\r\n"]
+        self.transport.write(b"".join([*head, refusal.body]))
+        cycle.response_started = cycle.response_complete = True
+        self.server_state.total_requests += 1
+        self._unread_bytes = 0 if cycle.waiting_for_100_continue else _length_of(cycle.scope)
+        self._end_wait()
+        self._deadline = self.loop.call_later(LONGEST_DRAIN_S, self.transport.abort)
+        self._throw_away(len(cycle.body))
+
+    def _throw_away(self, n_bytes: int) -> None:
+        assert self._unread_bytes is not None
+        self._unread_bytes -= n_bytes
+        if self._unread_bytes <= 0:
+            self.transport.close()
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -164,6 +231,13 @@ class _Parser(httptools.HttpRequestParser):
                 # A new one: where the connection is to close, this one looks at nothing more.
                 parser = self._connection.parser = _Parser(self._connection)
                 super(_Parser, parser).feed_data(head)
+
+
+def _length_of(scope: Any) -> float:
+    """Of the body, in bytes; that of one in chunks is not known."""
+    if header_of(scope, b"transfer-encoding"):
+        return math.inf
+    return int(header_of(scope, b"content-length") or 0)
 
 
 def _require_one_meaning(version: str, headers: list[tuple[bytes, bytes]]) -> None:

@@ -5,44 +5,31 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from http import HTTPStatus
-from typing import Any
 
 import anyio
 from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sensevoice_service.admission import Admission
 from sensevoice_service.logs import FIELDS
-from sensevoice_service.metrics import EndedRequest, Metrics
 from sensevoice_service.routes.client import waits_for_leave
 from sensevoice_service.routes.errors import CLIENT_GONE_STATUS, ClientGone, error_response
 from sensevoice_service.routes.headers import header_of
-from sensevoice_service.routes.paths import OPENAI, TRANSCRIBE, is_for
+from sensevoice_service.routes.ledger import Ledger
 from sensevoice_service.routes.trace import RequestTrace, attach, request_id_of, trace_of
 from sensevoice_service.types import Overloaded, ServiceError, UploadTooLarge
 
 _log = logging.getLogger("sensevoice_service.requests")
 
 LONGEST_DRAIN_S = 10.0
-OTHER_ROUTE = "other"
 
 
 class RequestContext:
-    """Gives each request its id and its one line in the log, and answers their common headers.
+    """Gives each request its id and its entry in the ledger, and answers their common headers."""
 
-    It also counts each request, under its path if that is one of ``paths``: anyone can make up
-    others, and each would be kept for ever.
-    """
-
-    def __init__(
-        self, app: ASGIApp, log_names: bool, metrics: Metrics, paths: frozenset[str]
-    ) -> None:
+    def __init__(self, app: ASGIApp, ledger: Ledger) -> None:
         self._app = app
-        self._log_names = log_names
-        self._metrics = metrics
-        self._paths = paths
+        self._ledger = ledger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,52 +58,12 @@ class RequestContext:
             trace.outcome = "aborted"
             raise
         finally:
-            total_s = time.perf_counter() - began_s
-            self._count(scope["path"], status, trace, total_s)
-            noted = {
-                **trace.fields(with_names=self._log_names),
-                "total_ms": round(total_s * 1000, 1),
-            }
-            _log_request(scope, trace.request_id, status, noted)
-
-    def _count(self, path: str, status: int, trace: RequestTrace, total_s: float) -> None:
-        ended = EndedRequest(
-            route=path if path in self._paths else OTHER_ROUTE,
-            status=status,
-            outcome=trace.outcome,
-            total_s=total_s,
-            phases_s=trace.phases_s,
-            audio_s=trace.audio_s,
-            process_s=trace.process_s,
-            shed=trace.shed_reason,
-        )
-        self._metrics.request_ended(ended)
+            self._ledger.enter(scope, status, trace, time.perf_counter() - began_s)
 
 
 def _server_timing(phases_s: Mapping[str, float]) -> str:
     """The value of the header ``Server-Timing``, whose durations are in milliseconds."""
     return ", ".join(f"{phase};dur={spent_s * 1000:.1f}" for phase, spent_s in phases_s.items())
-
-
-def _log_request(scope: Scope, request_id: str, status: int, noted: dict[str, Any]) -> None:
-    fields = {
-        "id": request_id,
-        "method": scope["method"],
-        "path": scope["path"][:200],
-        "status": status,
-        **noted,
-    }
-    _log.log(_log_level(scope["path"], status), "request", extra={FIELDS: fields})
-
-
-def _log_level(path: str, status: int) -> int:
-    if path in ("/health", "/metrics") or path.startswith("/health/"):
-        return logging.DEBUG
-    if path.startswith(("/page/", "/docs/assets/")) and 0 < status < 400:
-        return logging.DEBUG  # a page's files, thirty a visit
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        return logging.WARNING
-    return logging.ERROR if status >= 500 or status == 0 else logging.INFO
 
 
 class OrderlyRefusal:
@@ -219,23 +166,6 @@ def _answer(error: Exception, scope: Scope) -> Response:
     if isinstance(error, Overloaded):
         trace.shed = error.param
     return error_response(error, scope)
-
-
-class Turnstile:
-    """Turns work away for which there is no place, before it is looked into: that must be cheap.
-
-    The routes take their places themselves. Raises ``Overloaded``.
-    """
-
-    def __init__(self, app: ASGIApp, admission: Admission) -> None:
-        self._app = app
-        self._admission = admission
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_post = scope["type"] == "http" and scope["method"] == "POST"
-        if is_post and is_for(scope, TRANSCRIBE, OPENAI):
-            self._admission.require_place()
-        await self._app(scope, receive, send)
 
 
 class BodyLimit:

@@ -20,3 +20,8 @@ def is_for(scope: MutableMapping[str, Any], *beginnings: str) -> bool:
     if prefix and path.startswith(f"{prefix}/"):
         path = path.removeprefix(prefix)
     return path.startswith(beginnings)
+
+
+def is_for_work(scope: MutableMapping[str, Any]) -> bool:
+    """Whether a slot is wanted."""
+    return scope["method"] == "POST" and is_for(scope, TRANSCRIBE, OPENAI)

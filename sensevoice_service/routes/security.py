@@ -9,13 +9,16 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_OF_ALL = (
+# A page of our own has a policy that lets it run.
+OF_PAGES = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
 )
-# A page of our own has a policy that lets it run.
-_OF_DATA = ((b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),)
+OF_DATA = (
+    *OF_PAGES,
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
 
 
 class SecurityHeaders:
@@ -30,7 +33,7 @@ class SecurityHeaders:
                 headers = list(message.get("headers", ()))
                 own = dict(headers)
                 is_page = own.get(b"content-type", b"").startswith(b"text/html")
-                given = _OF_ALL if is_page else _OF_ALL + _OF_DATA
+                given = OF_PAGES if is_page else OF_DATA
                 added = [header for header in given if header[0] not in own]
                 message["headers"] = headers + added
             await send(message)

@@ -27,14 +27,13 @@ import uvicorn
 from uvicorn.server import HANDLED_SIGNALS
 
 from sensevoice_service.admission import Admission
+from sensevoice_service.routes.connection import CLOSE
 from sensevoice_service.status import ModelInfo
 
 ANSWER_S = 3.0  # for the answers of those who did not finish to reach their clients
 CANCEL_S = 1.0  # for what is cut off to notice
 WEDGED_S = 10.0  # later than all of the above only where the event loop itself hangs
 SIGNALLED = 128  # plus the signal: the exit status of a second one
-
-_CLOSE = (b"connection", b"close")
 
 _log = logging.getLogger("sensevoice_service.server")
 
@@ -122,8 +121,8 @@ class Server(uvicorn.Server):
         if self._deadline is None:
             self._set_deadline()
         # A client that keeps its connection would not find out where to go instead.
-        if _CLOSE not in self.server_state.default_headers:
-            self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+        if CLOSE not in self.server_state.default_headers:
+            self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
         return is_over or self._clock() >= self._listen_until_s
 
     def _set_deadline(self) -> None:
