@@ -84,7 +84,6 @@ def test_outcomes_that_the_service_counted_otherwise_are_told() -> None:
 def test_promises_are_kept_or_missed_by_their_figures() -> None:
     slow = level(multiple=10.0, goodput_hz=8.9, shed_s=0.2, live_s=0.05, accepted_s=100.0)
     measured = Measured(
-        10.0,
         0.1,
         100.0,
         109.0,
