@@ -12,6 +12,7 @@ from typing import Any, Literal, TextIO
 
 FIELDS = "fields"  # the key under ``extra`` that carries a record's own key-value pairs
 
+_encode = json.JSONEncoder(default=str).encode  # json.dumps would make one for each line
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -35,7 +36,7 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             **_fields(self, record),
         }
-        return json.dumps(line, default=str)
+        return _encode(line)
 
 
 def configure_logging(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import requests
 from starlette.responses import Response
+from starlette.testclient import TestClient
 
 from sensevoice_service.logs import FIELDS
 from tests.hostile import connect, read_all
@@ -56,12 +57,22 @@ async def test_clients_of_openai_are_told_in_its_shape() -> None:
     assert set(json.loads(bytes(answer.body))["error"]) == {"message", "type", "param", "code"}
 
 
-@pytest.mark.asyncio
-async def test_want_of_memory_is_told_as_such() -> None:
-    door = house(MEMORY_LIMIT_PERCENT=1.0).app().state.door
-    answer = door(post())
-    assert answer is not None
-    assert json.loads(bytes(answer.body))["error"]["param"] == "memory"
+@pytest.mark.parametrize("path", ["/transcribe", "/v1/audio/transcriptions"])
+def test_door_and_application_say_the_same(path: str) -> None:
+    app = house(MEMORY_LIMIT_PERCENT=1.0).app()
+    given = {"x-request-id": "one"}
+    files = {"files": b"hello", "file": b"hello"}
+    theirs = TestClient(app).post(path, files=files, data={"model": "tiny"}, headers=given)
+    ours = app.state.door(post(path, **given))
+    assert (ours.status_code, theirs.status_code) == (503, 503)
+    assert json.loads(ours.body) == theirs.json()
+    assert theirs.json()["error"]["param"] == "memory"
+    varying = {"retry-after", "content-length", "connection"}
+    assert {name: ours.headers[name] for name in ours.headers if name not in varying} == {
+        name: theirs.headers[name] for name in theirs.headers if name not in varying
+    }
+    assert "retry-after" in ours.headers
+    assert "retry-after" in theirs.headers
 
 
 @pytest.mark.asyncio

@@ -148,7 +148,8 @@ def test_who_waits_in_vain_is_counted_with_the_wait() -> None:
         assert service.post(b"one") == 503
         found = service.scrape()
     assert shed_of(found) == {"timeout": 1}
-    assert found.value("sensevoice_phase_seconds_sum", phase="wait") >= 0.1
+    wait_s = found.value("sensevoice_phase_seconds_sum", phase="wait")
+    assert wait_s >= 0.098  # the event loop counts in ms
 
 
 def test_who_gives_up_waiting_is_not_shed() -> None:
