@@ -194,7 +194,7 @@ class _Server(uvicorn.Server):
 @contextlib.contextmanager
 def serving(app: ASGIApp, header_timeout_s: float = PATIENCE_S) -> Iterator[int]:
     """A real server in a thread, with the application's door where it has one; gives its port."""
-    door = app.state.door if isinstance(app, FastAPI) else None
+    door = getattr(app.state, "door", None) if isinstance(app, FastAPI) else None
     config = uvicorn.Config(
         app,
         port=0,
