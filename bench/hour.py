@@ -1,9 +1,10 @@
 """An hour in one file against its utterances one by one: what do the seams cost?
 
-``python -m bench.hour [--model DIR] [--minutes N]``, or ``make hour-test``. Known utterances of the
-demo model's base and wide lists are spoken by espeak-ng and repeated, once with pauses between them
-and once butt-joined with none; the whole file and each utterance go the same way, from WAV bytes
-through the pipeline.
+``python -m bench.hour [--model DIR] [--minutes N] [--draws N]``, or ``make hour-test``. Known
+utterances of the demo model's base and wide lists are spoken by espeak-ng and repeated, with pauses
+between them and butt-joined with none; the whole file and each utterance go the same way, from WAV
+bytes through the pipeline. A word that is misheard beside another is so each time that the two
+meet, so one hour says little: there are some, each of other utterances.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import wave
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,7 @@ from training.speech import Espeak, FloatArray
 from training.train import DEMO_FOLDER
 
 SEED = 8_000_000
-N_UTTERANCES = 480
+N_UTTERANCES, N_DRAWS, SEEDS_APART = 480, 4, 100_000
 LISTS = {"base": BASE, "wide": WIDE}
 # The text of a sentence depends on what stands beside it where digits join: words do not.
 OPTIONS = DecodeOptions(language="auto", use_itn=False)
@@ -57,18 +59,18 @@ class Comparison:
         return self.n_errors / self.n_tokens
 
 
-def make_utterances(n: int, words: Lexicon) -> list[FloatArray]:
+def make_utterances(n: int, words: Lexicon, seed: int = SEED) -> list[FloatArray]:
     """English and Chinese in turn, without the silence at either end.
 
     What espeak-ng says depends a little on what it has said before: they are spoken in a process of
     their own, and so are the same each time.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_speak_utterances, n, words).result()
+        return pool.submit(_speak_utterances, n, words, seed).result()
 
 
-def _speak_utterances(n: int, words: Lexicon) -> list[FloatArray]:
-    rng, espeak = np.random.default_rng(SEED), Espeak()
+def _speak_utterances(n: int, words: Lexicon, seed: int) -> list[FloatArray]:
+    rng, espeak = np.random.default_rng(seed), Espeak()
     utterances = []
     for index in range(n):
         samples, _ = speak(rng, espeak, draw_script(rng, words, "zh" if index % 2 else "en"))
@@ -77,12 +79,21 @@ def _speak_utterances(n: int, words: Lexicon) -> list[FloatArray]:
     return utterances
 
 
+def draws(n: int) -> range:
+    """Seeds of which each gives other utterances in another order."""
+    return range(SEED, SEED + n * SEEDS_APART, SEEDS_APART)
+
+
 def compare(
-    pipeline: Pipeline, utterances: Sequence[FloatArray], duration_s: float, pauses: bool
+    pipeline: Pipeline,
+    utterances: Sequence[FloatArray],
+    duration_s: float,
+    pauses: bool,
+    seed: int = SEED,
 ) -> Comparison:
     """One file of ``duration_s`` that repeats the utterances in random order."""
     alone = [tokens_of(transcribe(pipeline, utterance).text) for utterance in utterances]
-    rng = np.random.default_rng(SEED + pauses)
+    rng = np.random.default_rng(seed + pauses)
     parts: list[FloatArray] = []
     wanted: list[str] = []
     n_samples = 0
@@ -121,31 +132,40 @@ def wav_upload(parts: Sequence[FloatArray]) -> Upload:
     return Upload(file, "hour.wav", file.tell())
 
 
+def told(result: Comparison) -> str:
+    return (
+        f"{result.duration_s / 60:.1f} minutes: {result.n_errors} of {result.n_tokens} tokens"
+        f" differ from the utterances alone ({result.token_error:.2%}); {result.wall_s:.1f} s,"
+        f" RTFx {result.duration_s / result.wall_s:.0f},"
+        f" RSS {result.rss_growth_bytes / 2**20:+.0f} MiB"
+    )
+
+
+def total_error(results: Sequence[Comparison]) -> float:
+    return sum(one.n_errors for one in results) / sum(one.n_tokens for one in results)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=DEMO_FOLDER)
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--draws", type=int, default=N_DRAWS, help="each says other utterances")
     parser.add_argument("--quantize", choices=("auto", "off", "bf16", "int8"), default="auto")
     arguments = parser.parse_args()
-    settings = load_settings()
+    settings, duration_s = load_settings(), 60 * arguments.minutes
     opened = open_model(open_folder(arguments.model), EngineOptions("cpu", arguments.quantize))
     batcher = Batcher(opened.workers, batch_limits(settings, "cpu"))
     batcher.start()
     with ThreadPoolExecutor(2) as pool:
         policy = pipeline_policy(settings, opened.n_workers)
         pipeline = Pipeline(batcher, pool, opened.vocabulary, policy)
-        for name, words in LISTS.items():
-            utterances = make_utterances(N_UTTERANCES, words)
-            for pauses in (True, False):
-                result = compare(pipeline, utterances, 60 * arguments.minutes, pauses)
-                print(
-                    f"{name}, {result.duration_s / 60:.1f} minutes"
-                    f" {'with' if pauses else 'without'} pauses: {result.n_errors} of"
-                    f" {result.n_tokens} tokens differ from the utterances alone"
-                    f" ({result.token_error:.2%}); {result.wall_s:.1f} s,"
-                    f" RTFx {result.duration_s / result.wall_s:.0f},"
-                    f" RSS {result.rss_growth_bytes / 2**20:+.0f} MiB"
-                )
+        for (name, words), pauses in product(LISTS.items(), (True, False)):
+            results = []
+            for seed in draws(arguments.draws):
+                utterances = make_utterances(N_UTTERANCES, words, seed)
+                results.append(compare(pipeline, utterances, duration_s, pauses, seed))
+                print(f"{name} {'with' if pauses else 'without'} pauses, {told(results[-1])}")
+            print(f"in all {total_error(results):.2%}", flush=True)
     batcher.stop()
 
 
