@@ -1,15 +1,12 @@
 """``python -m fuzz.audio [-max_total_time=60 …]``: whatever the bytes, blocks or a refusal.
 
 libFuzzer, by atheris, changes small files of each kind; how far they get through our own readers of
-containers leads it. libav is not instrumented. Its findings are left in ``fuzz/findings``.
+containers leads it. libav is not instrumented.
 """
 
 from __future__ import annotations
 
 import io
-import sys
-import tempfile
-from pathlib import Path
 
 import atheris
 
@@ -21,15 +18,11 @@ with atheris.instrument_imports(
 import numpy as np
 
 from fuzz import seeds
-from fuzz.findings import FINDINGS, kept
+from fuzz.loop import run
 from sensevoice_service.decoder_wire import REFUSALS
 from sensevoice_service.types import Upload
 
 LIMITS = AudioLimits(max_audio_s=30.0)
-BOUNDS = ("-timeout=20", "-rss_limit_mb=1536", "-max_len=32768", f"-artifact_prefix={FINDINGS}/")
-# Numbers that come nearer to those they are compared with count as progress.
-LEADS = ("-use_value_profile=1",)
-REPORT = ("-verbosity=0", "-print_final_stats=1")
 
 
 def decode_one(data: bytes) -> None:
@@ -46,13 +39,7 @@ def decode_one(data: bytes) -> None:
 
 
 def main() -> None:
-    FINDINGS.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = seeds.write(seeds.audio(), Path(folder))
-        atheris.Setup(
-            [sys.argv[0], *BOUNDS, *LEADS, *REPORT, *sys.argv[1:], str(corpus)], kept(decode_one)
-        )
-        atheris.Fuzz()
+    run(decode_one, seeds.audio())
 
 
 if __name__ == "__main__":

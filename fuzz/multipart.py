@@ -8,9 +8,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import sys
-import tempfile
-from pathlib import Path
 
 import atheris
 
@@ -23,8 +20,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message
 
 from fuzz import seeds
-from fuzz.audio import BOUNDS, LEADS, REPORT
-from fuzz.findings import FINDINGS, kept
+from fuzz.loop import run
 from sensevoice_service.routes.client import Client
 from sensevoice_service.types import ServiceError
 
@@ -65,13 +61,7 @@ async def _read(data: bytes) -> None:
 
 def main() -> None:
     logging.disable()  # the parser's warnings, hundreds a second
-    FINDINGS.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = seeds.write((b"\x40\x80\xc0\xff" + seed for seed in seeds.forms()), Path(folder))
-        atheris.Setup(
-            [sys.argv[0], *BOUNDS, *LEADS, *REPORT, *sys.argv[1:], str(corpus)], kept(read_one)
-        )
-        atheris.Fuzz()
+    run(read_one, (b"\x40\x80\xc0\xff" + seed for seed in seeds.forms()))
 
 
 if __name__ == "__main__":

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
-import wave
 from dataclasses import dataclass, field
 
 import httpx
 
+from tests.audio_files import wav
 from tests.fixed_time import pid_of
 
 PATIENT_S = 60.0
 
 
 def silence(duration_s: float) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setparams((1, 2, 16_000, 0, "NONE", ""))
-        writer.writeframes(bytes(round(duration_s * 16_000) * 2))
-    return file.getvalue()
+    return wav(bytes(2 * round(duration_s * 16_000)))
 
 
 @dataclass(frozen=True)
