@@ -50,6 +50,8 @@ class Kind:
 
 @dataclass(frozen=True)
 class Look:
+    """``n_descriptors`` is without one for each decoder: how many are idle is chance."""
+
     n_requests: int
     rss_mb: float
     n_descriptors: int
@@ -147,8 +149,9 @@ def look(server: Server, n_requests: int, requests_per_s: float) -> Look:
             time.sleep(0.05)
     time.sleep(SETTLE_S)
     process = psutil.Process(server.pid)
+    n_descriptors = process.num_fds() - len(process.children(recursive=True))
     rss_mb = server.rss_bytes() / MB
-    return Look(n_requests, rss_mb, process.num_fds(), process.num_threads(), requests_per_s)
+    return Look(n_requests, rss_mb, n_descriptors, process.num_threads(), requests_per_s)
 
 
 def soak(server: Server, n_requests: int) -> tuple[list[Look], Counter[str]]:
