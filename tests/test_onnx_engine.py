@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from sensevoice_service.ctc import best_path
+from sensevoice_service.frontend import FeatureBatch
 from sensevoice_service.loading import check_chunk
 from sensevoice_service.onnx_engine import (
     OnnxEngine,
@@ -82,9 +83,21 @@ def test_a_row_of_a_batch_is_exactly_the_row_alone(engine: OnnxEngine, chunks: l
     alone = [engine([chunk])[0] for chunk in chunks]
     assert len(together) == len(chunks)
     assert all(same(a, b) for a, b in zip(together, alone, strict=True))
-    hidden = engine.hidden(engine.frontend(chunks))
-    for chunk, row in zip(chunks, hidden, strict=True):
-        np.testing.assert_array_equal(row, engine.hidden(engine.frontend([chunk]))[0])
+    batch = engine.frontend(chunks)
+    for index, row in enumerate(engine.hidden(batch)):
+        np.testing.assert_array_equal(row, engine.hidden(row_of(batch, index))[0])
+
+
+def row_of(batch: FeatureBatch, index: int) -> FeatureBatch:
+    """With the same features: those of the front end depend on the batch in their last bit."""
+    row = slice(index, index + 1)
+    return FeatureBatch(
+        features=batch.features[row, : batch.lengths[index]],
+        n_frames=None,
+        language_rows=batch.language_rows[row],
+        textnorm_rows=batch.textnorm_rows[row],
+        lengths=batch.lengths[row],
+    )
 
 
 def test_the_logits_of_each_row_are_those_of_its_arg_max(

@@ -222,8 +222,9 @@ def blurred(seed: int) -> Samples:
 
 
 def test_hot_words_are_heard_where_noise_hid_them(fast: SteeredEngine, demo: Model) -> None:
-    plain = fast([chunk(blurred(seed), use_itn=False) for seed in range(12)])
-    helped = fast([chunk(blurred(seed), use_itn=False, hotwords=(WORDS,)) for seed in range(12)])
+    seeds = range(24)
+    plain = fast([chunk(blurred(seed), use_itn=False) for seed in seeds])
+    helped = fast([chunk(blurred(seed), use_itn=False, hotwords=(WORDS,)) for seed in seeds])
     n_plain = sum(text_of(demo, heard) == WORDS for heard in plain)
     right = [heard for heard in helped if text_of(demo, heard) == WORDS]
     assert len(right) >= n_plain + 3
