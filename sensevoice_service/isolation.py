@@ -147,7 +147,8 @@ class DecoderProcesses:
         with self._lock:
             while self._idle:
                 decoder = self._idle.pop()
-                if not wire.is_gone(decoder.conversation):
+                # One whose host has just ended is about to end too.
+                if decoder.host.is_running() and not wire.is_gone(decoder.conversation):
                     return decoder
                 decoder.close()
             for _ in range(2):
