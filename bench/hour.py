@@ -18,7 +18,6 @@ import wave
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,7 @@ from training.speech import Espeak, FloatArray
 from training.train import DEMO_FOLDER
 
 SEED = 8_000_000
-N_UTTERANCES, N_DRAWS, SEEDS_APART = 480, 4, 100_000
+N_UTTERANCES, N_DRAWS, SEEDS_APART = 480, 5, 100_000
 LISTS = {"base": BASE, "wide": WIDE}
 # The text of a sentence depends on what stands beside it where digits join: words do not.
 OPTIONS = DecodeOptions(language="auto", use_itn=False)
@@ -59,7 +58,7 @@ class Comparison:
         return self.n_errors / self.n_tokens
 
 
-def make_utterances(n: int, words: Lexicon, seed: int = SEED) -> list[FloatArray]:
+def make_utterances(n: int, words: Lexicon, seed: int) -> list[FloatArray]:
     """English and Chinese in turn, without the silence at either end.
 
     What espeak-ng says depends a little on what it has said before: they are spoken in a process of
@@ -89,7 +88,7 @@ def compare(
     utterances: Sequence[FloatArray],
     duration_s: float,
     pauses: bool,
-    seed: int = SEED,
+    seed: int,
 ) -> Comparison:
     """One file of ``duration_s`` that repeats the utterances in random order."""
     alone = [tokens_of(transcribe(pipeline, utterance).text) for utterance in utterances]
@@ -132,6 +131,10 @@ def wav_upload(parts: Sequence[FloatArray]) -> Upload:
     return Upload(file, "hour.wav", file.tell())
 
 
+def _named(pauses: bool) -> str:
+    return "with pauses" if pauses else "without pauses"
+
+
 def told(result: Comparison) -> str:
     return (
         f"{result.duration_s / 60:.1f} minutes: {result.n_errors} of {result.n_tokens} tokens"
@@ -159,13 +162,15 @@ def main() -> None:
     with ThreadPoolExecutor(2) as pool:
         policy = pipeline_policy(settings, opened.n_workers)
         pipeline = Pipeline(batcher, pool, opened.vocabulary, policy)
-        for (name, words), pauses in product(LISTS.items(), (True, False)):
-            results = []
+        for name, words in LISTS.items():
+            results: dict[bool, list[Comparison]] = {True: [], False: []}
             for seed in draws(arguments.draws):
                 utterances = make_utterances(N_UTTERANCES, words, seed)
-                results.append(compare(pipeline, utterances, duration_s, pauses, seed))
-                print(f"{name} {'with' if pauses else 'without'} pauses, {told(results[-1])}")
-            print(f"in all {total_error(results):.2%}", flush=True)
+                for pauses, found in results.items():
+                    found.append(compare(pipeline, utterances, duration_s, pauses, seed))
+                    print(f"{name} {_named(pauses)}, {told(found[-1])}", flush=True)
+            for pauses, found in results.items():
+                print(f"{name} {_named(pauses)}, in all {total_error(found):.2%}", flush=True)
     batcher.stop()
 
 
