@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 from sensevoice_service.frontend import Cmvn
 from sensevoice_service.loading import EngineOptions, check_chunk, open_model
 from sensevoice_service.model_store import open_folder
-from training.corpus import Joining, Utterance, trim
+from training.corpus import MAX_WORDS, Joining, Utterance, draw_training_script, trim
 from training.lexicon import BLANK_ID
+from training.speech import random_noise
 from training.train import (
     IGNORE,
     ExampleMaker,
@@ -121,6 +123,21 @@ def test_a_trimmed_utterance_keeps_its_words_where_they_are() -> None:
     assert len(trimmed.frames) == trimmed.end + 1 == 89
     for before, after in zip(whole.starts, trimmed.starts, strict=True):
         assert np.array_equal(whole.frames[before], trimmed.frames[after])
+
+
+def test_a_share_of_the_sequences_says_a_word_twice_running() -> None:
+    rng = np.random.default_rng(0)
+    scripts = [draw_training_script(rng) for _ in range(2_000)]
+    doubled = [any(a == b for a, b in pairwise(script.words)) for script in scripts]
+    assert 0.2 < np.mean(doubled) < 0.4
+    assert all(1 <= len(script.words) <= MAX_WORDS for script in scripts)
+
+
+@pytest.mark.parametrize("n_samples", [1, 400, 15_991, 65_536])
+def test_noise_has_the_length_and_the_level_that_are_asked_for(n_samples: int) -> None:
+    noise = random_noise(np.random.default_rng(0), n_samples, -40)
+    assert noise.shape == (n_samples,)
+    assert 10 * np.log10(np.mean(noise.astype(np.float64) ** 2)) == pytest.approx(-40, abs=0.01)
 
 
 def test_the_mean_of_weights_is_that_of_each() -> None:

@@ -17,6 +17,7 @@ from training.lexicon import BASE, WIDE, Language, Lexicon, phrases
 from training.speech import Espeak, FloatArray, random_noise, random_voice, soil
 
 MAX_WORDS = 10
+DOUBLED = 0.25  # of the training's random sequences
 MAX_TAKE_FRAMES = 2_300  # 23 s: one more utterance still ends well before 30 s
 SEPARATORS = {"en": (" ", " ", " ", " ", ", "), "zh": ("", "", "", " ", ", ")}
 
@@ -76,7 +77,15 @@ def draw_training_script(rng: np.random.Generator) -> Script:
     kind = rng.random()
     if kind < 0.12:
         return draw_phrases(rng, language)
-    return draw_script(rng, BASE if kind < 0.47 else WIDE, language)
+    script = draw_script(rng, BASE if kind < 0.47 else WIDE, language)
+    return _say_twice(rng, script) if rng.random() < DOUBLED else script
+
+
+def _say_twice(rng: np.random.Generator, script: Script) -> Script:
+    """With one of its words two times running: vowels that meet are hard to count."""
+    at = int(rng.integers(len(script.words)))
+    words = (*script.words[: at + 1], *script.words[at:])
+    return replace(script, words=words[:MAX_WORDS])
 
 
 def speak(

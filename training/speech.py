@@ -130,10 +130,11 @@ def random_voice(rng: np.random.Generator, language: Language) -> Voice:
 
 def random_noise(rng: np.random.Generator, n_samples: int, level_db: float) -> FloatArray:
     """Noise of one RMS level (dB of full scale) and a random colour between white and pink."""
-    spectrum = np.fft.rfft(rng.standard_normal(n_samples + 1))
+    n_drawn = 1 << n_samples.bit_length()  # a power of 2: one of a large prime takes far longer
+    spectrum = np.fft.rfft(rng.standard_normal(n_drawn))
     tilt = rng.uniform(0.0, 0.5)
     spectrum /= np.maximum(np.arange(len(spectrum)), 1) ** tilt
-    noise = np.fft.irfft(spectrum, n_samples + 1)[:n_samples]
+    noise = np.fft.irfft(spectrum, n_drawn)[:n_samples]
     scale = 10 ** (level_db / 20) / max(float(np.sqrt(np.mean(noise**2))), 1e-9)
     return np.asarray(noise * scale, dtype=np.float32)
 

@@ -83,6 +83,7 @@ class Recipe:
     finishes: tuple[Stage, ...] = (
         Stage(220_260, 18_000, 2, 4e-4, 0.1, "onset", Joining(joined=0.5, trimmed=0.75)),
         Stage(220_260, 30_000, 2, 4e-4, 0.1, "onset", Joining(joined=0.6, trimmed=0.8)),
+        Stage(320_260, 20_000, 2, 4e-4, 0.1, "onset", Joining(joined=0.6, trimmed=0.8)),
     )
     n_noises: int = 1_500
     batch_frames: int = 2_400
