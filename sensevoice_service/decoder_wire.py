@@ -99,9 +99,8 @@ def receive_pid(control: socket.socket, timeout_s: float) -> int:
 
 
 def send_message(conversation: socket.socket, kind: Kind, payload: bytes) -> None:
-    _send_all(conversation, _HEAD.pack(kind, len(payload)))
-    if len(payload):
-        _send_all(conversation, payload)
+    # In one piece, or the service would wake up for the head alone.
+    _send_all(conversation, _HEAD.pack(kind, len(payload)) + payload)
 
 
 def send_refusal(conversation: socket.socket, error: ServiceError) -> None:
