@@ -9,11 +9,12 @@ const UNSPACED = oneOf(
   "\u2e80-\u30ff \u3100-\u312f \u31a0-\u31ff \u3400-\u4dbf \u4e00-\u9fff \uf900-\ufaff",
   "\uff00-\uff9f \u{20000}-\u{3ffff}",
 );
-// Unicode's East Asian widths W and F, of what is written in texts.
+// Unicode's East Asian widths W and F, of what is written in texts: planes 2 and 3 are W as a whole,
+// so that later Unicode's characters are, too.
 const WIDE = oneOf(
   "\u1100-\u115f \u2329-\u232a \u3001-\u3229 \u3251-\ua48c \ua960-\ua97c \uac00-\ud7a3",
   "\uf900-\ufad9 \ufe10-\ufe19 \ufe30-\ufe6b \uff01-\uff60 \u{16fe0}-\u{1b2fb}",
-  "\u{20000}-\u{3134a}",
+  "\u{20000}-\u{3fffd}",
 );
 
 function oneOf(...ranges) {
