@@ -12,7 +12,7 @@ import pytest
 
 from bench.fairness import CLIP_S
 from bench.load import LONGEST_S, Plan, Result, Sample, generate
-from bench.overload import Level, Measured, _difference, _level, goals_of, goodput_hz
+from bench.overload import Level, Measured, Observed, _difference, _level, goals_of, goodput_hz
 from bench.soak import Look, goals, kinds, panels
 from config import load_settings
 from tests.http_service import house, serving
@@ -39,7 +39,8 @@ def sample(status: int = 200, began_s: float = 0.0, total_s: float = 1.0) -> Sam
 def level(**changes: Any) -> Level:
     plan = Plan(1, 10.0, (), rate_hz=20.0)
     result = Result((sample(),), (sample(),), 0.0, 1.0)
-    return replace(_level(2.0, plan, result, Counter({200: 1}), 100.0, 0.1), **changes)
+    seen = Observed(result, Counter({200: 1}), 100.0, 0.1)
+    return replace(_level(2.0, 10.0, plan, seen), **changes)
 
 
 def test_an_open_loop_sends_on_though_nothing_comes_back(file: MakeFile) -> None:
@@ -96,6 +97,17 @@ def test_promises_are_kept_or_missed_by_their_figures() -> None:
         "at 10×: accepted p99",
         "at 10×: shed p99",
     ]
+
+
+def test_of_several_rounds_the_goodput_is_their_median_and_all_else_their_worst() -> None:
+    levels = [level(goodput_hz=hz, shed_s=hz / 100, outcomes={200: 1}) for hz in (9.5, 2.0, 9.1)]
+    found = goals_of(Measured(0.1, 1.0, 1.0, tuple(levels)), load_settings(), 0.1, 0.09)
+    goodput, _, shed, *_ = found
+    assert goodput.what.endswith(", median of 3 runs")
+    assert goodput.measured == pytest.approx(91.0)
+    assert shed.measured == pytest.approx(95.0)
+    assert (goodput.met, shed.met) == (True, False)
+    assert len(found) == 9
 
 
 def test_a_soak_is_judged_from_the_time_that_it_is_warm() -> None:
