@@ -1,9 +1,11 @@
 """Speed and numerics of the engine on one GPU, with torch and numpy alone and random weights.
 
-``python -m bench.gpu [--compile] [--json FILE]``. Model only: features on the device to ids, in
-ms a batch, RTFx and TFLOP/s; the engine: samples in host memory to hypotheses. Small batches run as
-CUDA graphs in one engine and kernel by kernel in the other. ``--device cpu --tiny`` tries the
-script itself; its figures mean nothing.
+``python -m bench.gpu [--compile [BACKEND]] [--json FILE]``. Model only: features on the device to
+ids, in ms a batch, RTFx and TFLOP/s; the engine: samples in host memory to hypotheses. Small batches
+run as CUDA graphs in one engine, kernel by kernel in another, and compiled in a third one where that
+is asked for: by inductor, or by TensorRT with ``--compile tensorrt`` after
+``pip install torch-tensorrt==2.12.1``. ``--device cpu --tiny`` tries the script itself; its figures
+mean nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -235,12 +239,21 @@ def equal_share(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     return float((torch.cat(list(ours)) == torch.cat(list(theirs))).float().mean())
 
 
-def compile_layers(engine: Engine) -> None:
+def compile_layers(engine: Engine, backend: str) -> None:
     """A compilation a shape."""
     torch._dynamo.config.recompile_limit = 256
     for module in engine.model.modules():
         if isinstance(module, SanmLayer):
-            module.compile(dynamic=False)
+            module.compile(backend=backend, dynamic=False)
+
+
+def known_backend(name: str) -> str:
+    """The type of an argument; raises ``argparse.ArgumentTypeError`` where torch has no such one."""
+    if name == "tensorrt" and find_spec("torch_tensorrt"):
+        import_module("torch_tensorrt")  # makes itself known
+    if name not in torch._dynamo.list_backends(()):
+        raise argparse.ArgumentTypeError(f"{name} is not installed")
+    return name
 
 
 def print_row(figure: Figure | Numerics) -> None:
@@ -249,14 +262,14 @@ def print_row(figure: Figure | Numerics) -> None:
     print("  ".join(words), flush=True)
 
 
-def measure(plan: Plan, device: torch.device, with_compiled: bool) -> dict[str, list[Any]]:
+def measure(plan: Plan, device: torch.device, backend: str | None) -> dict[str, list[Any]]:
     plain, graphed = (make_engine(plan, device, "bf16") for _ in range(2))
     shapes = list(product(plan.rows, plan.seconds))
     runs = [("kernels", plain, shapes), ("graphs", graphed, [s for s in shapes if s[0] <= 4])]
-    if with_compiled:
+    if backend:
         compiled = make_engine(plan, device, "bf16")
-        compile_layers(compiled)
-        runs.append(("compiled", compiled, [(1, plan.pcm_s), (plan.pcm_rows, plan.pcm_s)]))
+        compile_layers(compiled, backend)
+        runs.append((backend, compiled, [(1, plan.pcm_s), (plan.pcm_rows, plan.pcm_s)]))
     if device.type == "cuda":
         for (_, engine, _), buckets in zip(runs[1:], (BUCKETS, [Bucket(1, 176)]), strict=False):
             engine.capture_graphs(buckets)
@@ -279,7 +292,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a tiny network, to try the script")
-    parser.add_argument("--compile", action="store_true", help="with torch.compile too; minutes")
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        type=known_backend,
+        const="inductor",
+        metavar="BACKEND",
+        help="with torch.compile too, which takes minutes",
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     device = torch.device(options.device)

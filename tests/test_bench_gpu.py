@@ -47,6 +47,26 @@ def test_a_tiny_run_measures_everything(tmp_path: Path, monkeypatch: pytest.Monk
     assert features["logit_error"] == 0
 
 
+def test_a_compiled_network_is_measured_beside_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "LEAST_RUN_S", 0.0)
+    path = tmp_path / "gpu.json"
+    arguments = ["--device", "cpu", "--tiny", "--compile", "aot_eager", "--json", str(path)]
+    assert gpu.main(arguments) == 0
+    models = json.loads(path.read_text())["model"]
+    assert [one["what"] for one in models if one["engine"] == "aot_eager"] == [
+        "1 x 0.5 s",
+        "2 x 0.5 s",
+    ]
+
+
+def test_a_compiler_that_is_not_installed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu.main(["--device", "cpu", "--tiny", "--compile", "tensorrt"])
+    assert "tensorrt is not installed" in capsys.readouterr().err
+
+
 def test_it_needs_torch_and_numpy_alone() -> None:
     others = ("yaml", "funasr", "pydantic", "fastapi", "sentencepiece", "onnxruntime", "psutil")
     code = f"import sys, bench.gpu; print(sorted({{*{others}}} & sys.modules.keys()))"
