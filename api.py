@@ -32,6 +32,7 @@ from sensevoice_service.model_store import ModelFolder, resolve_model
 from sensevoice_service.pipeline import Decode, Pipeline, PipelinePolicy
 from sensevoice_service.routes.app import build_app
 from sensevoice_service.routes.connection import connection_with, let_in
+from sensevoice_service.routes.lull import Lull
 from sensevoice_service.routes.server import Grace, Server
 from sensevoice_service.routes.services import Services
 from sensevoice_service.service import LoadedModel, Service
@@ -227,7 +228,11 @@ def serve(settings: Settings, load: Load = load_model) -> int:
         backlog=CONNECTIONS_AT_ONCE,
         ssl_certfile=settings.TLS_CERTFILE or None,
         ssl_keyfile=settings.TLS_KEYFILE or None,
-        http=connection_with(settings.HEADER_TIMEOUT, parts.app.state.door or let_in),
+        http=connection_with(
+            settings.HEADER_TIMEOUT,
+            parts.app.state.door or let_in,
+            Lull(parts.service.cpu_backlog_s).after_refusal,
+        ),
         loop="uvloop",
     )
     grace = Grace(drain_s=settings.DRAIN_SEC, work_s=settings.SHUTDOWN_TIMEOUT_SEC)

@@ -1,9 +1,9 @@
 """Speed and numerics of the engine on one GPU, with torch and numpy alone and random weights.
 
 ``python -m bench.gpu [--compile [BACKEND]] [--json FILE]``. Model only: features on the device to
-ids, in ms a batch, RTFx and TFLOP/s; the engine: samples in host memory to hypotheses. Small batches
-run as CUDA graphs in one engine, kernel by kernel in another, and compiled in a third one where that
-is asked for: by inductor, or by TensorRT with ``--compile tensorrt`` after
+ids, in ms a batch, RTFx and TFLOP/s; the engine: samples in host memory to hypotheses. Small
+batches run as CUDA graphs in one engine, kernel by kernel in another, and compiled in a third one
+where that is asked for: by inductor, or by TensorRT with ``--compile tensorrt`` after
 ``pip install torch-tensorrt==2.12.1``. ``--device cpu --tiny`` tries the script itself; its figures
 mean nothing.
 """
@@ -248,7 +248,7 @@ def compile_layers(engine: Engine, backend: str) -> None:
 
 
 def known_backend(name: str) -> str:
-    """The type of an argument; raises ``argparse.ArgumentTypeError`` where torch has no such one."""
+    """The type of an argument; raises ``argparse.ArgumentTypeError`` where it is not there."""
     if name == "tensorrt" and find_spec("torch_tensorrt"):
         import_module("torch_tensorrt")  # makes itself known
     if name not in torch._dynamo.list_backends(()):

@@ -155,6 +155,12 @@ class Batcher:
         for job in cut_off:
             settle(job, NotReady("the service is stopping"))
 
+    def backlog_s(self) -> float:
+        """How long the threads need for what is queued, by their pace so far."""
+        with self._changed:
+            totals, n_frames = self._totals, sum(job.n_frames for job in self._queue)
+        return n_frames * totals.infer_s / max(1, totals.frames) / len(self._workers)
+
     def stats(self) -> BatchStats:
         with self._changed:
             now_s = self._clock()

@@ -100,6 +100,12 @@ class Service:
             self._doubt_engine(self._loaded.batcher)
             raise
 
+    def cpu_backlog_s(self) -> float:
+        """How long the model is busy with what is queued; 0 where it is not on the CPU."""
+        if self._loaded is None or self._loaded.info.device != "cpu":
+            return 0.0
+        return self._loaded.batcher.backlog_s()
+
     def batch_stats(self) -> BatchStats:
         return self._loaded.batcher.stats() if self._loaded else BatchStats()
 

@@ -26,7 +26,12 @@ from sensevoice_service.memory import MemoryReading
 from sensevoice_service.metrics import Metrics, Sources
 from sensevoice_service.pipeline import PipelineResult, Timings
 from sensevoice_service.routes.app import build_app
-from sensevoice_service.routes.connection import connection_with, let_in
+from sensevoice_service.routes.connection import (
+    AfterRefusal,
+    connection_with,
+    go_on,
+    let_in,
+)
 from sensevoice_service.routes.services import OnProgress, Services
 from sensevoice_service.status import ModelInfo, Status
 from sensevoice_service.types import (
@@ -192,7 +197,9 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def serving(app: ASGIApp, header_timeout_s: float = PATIENCE_S) -> Iterator[int]:
+def serving(
+    app: ASGIApp, header_timeout_s: float = PATIENCE_S, after_refusal: AfterRefusal = go_on
+) -> Iterator[int]:
     """A real server in a thread, with the application's door where it has one; gives its port."""
     door = getattr(app.state, "door", None) if isinstance(app, FastAPI) else None
     config = uvicorn.Config(
@@ -201,7 +208,7 @@ def serving(app: ASGIApp, header_timeout_s: float = PATIENCE_S) -> Iterator[int]
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=1,
-        http=connection_with(header_timeout_s, door or let_in),
+        http=connection_with(header_timeout_s, door or let_in, after_refusal),
         loop="uvloop",
     )
     server = _Server(config)

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from sensevoice_service.batcher import Worker
 from sensevoice_service.types import Chunk, Hypothesis
 from tests.echo import (
+    ONE_BY_ONE,
     PATIENT_S,
     FakeClock,
     Gate,
@@ -68,6 +70,32 @@ def test_the_overhead_of_a_call_is_learned_from_the_batches(make_batcher: MakeBa
     for i in range(20):
         assert heard(batcher.submit(chunk(i, 20 + 10 * i))) == i
     assert batcher.stats().overhead_frames == pytest.approx(4000)
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_the_backlog_is_in_seconds_of_all_threads_together(
+    make_batcher: MakeBatcher, n_workers: int
+) -> None:
+    clock, gates = FakeClock(), [Gate() for _ in range(n_workers)]
+
+    def at_1_ms_a_frame(chunks: Sequence[Chunk]) -> list[Hypothesis]:
+        clock.now_s += 0.001 * chunks[0].n_frames
+        return echo(chunks)
+
+    def behind(gate: Gate) -> Worker:
+        return lambda chunks: (gate if chunks[0].index else at_1_ms_a_frame)(chunks)
+
+    batcher = make_batcher(*map(behind, gates), clock=clock, limits=ONE_BY_ONE)
+    assert batcher.backlog_s() == 0
+    assert heard(batcher.submit(chunk(0, 50))) == 0
+    futures = [batcher.submit(chunk(index, 40)) for index in range(1, 5 + n_workers)]
+    for gate in gates:
+        assert gate.entered.wait(PATIENT_S)
+    assert batcher.backlog_s() == pytest.approx(0.160 / n_workers)
+    for gate in gates:
+        gate.opened.set()
+    assert [heard(future) for future in futures] == [*range(1, 5 + n_workers)]
+    assert batcher.backlog_s() == 0
 
 
 def test_stats_tell_of_a_batch_that_hangs(make_batcher: MakeBatcher) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from starlette.responses import Response
 from starlette.testclient import TestClient
 
 from sensevoice_service.logs import FIELDS
+from sensevoice_service.routes.connection import AfterRefusal, go_on
 from tests.hostile import connect, read_all
 from tests.http_service import PATIENCE_S, House, house, multipart, serving
 
@@ -116,11 +119,16 @@ def test_where_clients_have_a_rate_all_requests_are_the_applications() -> None:
 @pytest.fixture
 def occupied() -> Iterator[tuple[House, int]]:
     """A service whose only slot is taken, and its port."""
-    place = full_house()
+    with occupying(full_house()) as (place, port):
+        yield place, port
+
+
+@contextmanager
+def occupying(place: House, after_refusal: AfterRefusal = go_on) -> Iterator[tuple[House, int]]:
     body, headers = multipart(b"wait")
     lines = {**headers, "Host": "x", "Content-Length": str(len(body))}
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-    with serving(place.app()) as port, connect(port) as holder:
+    with serving(place.app(), after_refusal=after_refusal) as port, connect(port) as holder:
         holder.sendall(f"POST /transcribe HTTP/1.1\r\n{head}\r\n".encode() + body)
         assert place.pipeline.has_started.wait(PATIENCE_S)
         yield place, port
@@ -184,3 +192,15 @@ def test_a_door_is_asked_anew_for_each_request(occupied: tuple[House, int]) -> N
         received = read_all(connection)
     statuses = [part[:3] for part in received.split(b"HTTP/1.1 ")[1:]]
     assert statuses == [b"200", b"503"]
+
+
+def test_after_each_refusal_the_loop_is_told_and_after_nothing_else() -> None:
+    refused_on: list[asyncio.AbstractEventLoop] = []
+    with occupying(full_house(), refused_on.append) as (_, port):
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(2):
+            answer = requests.post(f"{url}/transcribe", b"hello", timeout=PATIENCE_S)
+            assert answer.status_code == 503
+        assert requests.get(f"{url}/health/live", timeout=PATIENCE_S).status_code == 200
+    assert len(refused_on) == 2
+    assert len(set(refused_on)) == 1

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -21,12 +21,13 @@ from sensevoice_service.types import (
     NotReady,
 )
 from tests.audio_files import pcm16, upload, voice, wav
-from tests.echo import VOCABULARY, policy, recognise
+from tests.echo import VOCABULARY, chunk, policy, recognise
 
 PATIENT_S = 20  # only a hang takes that long
 INFO = ModelInfo("echo", False, "cpu", "fp32", "/models/echo", 7)
 RECORDING = wav(pcm16(voice(1)))
 OPTIONS = DecodeOptions()
+CHUNK = chunk(0)
 
 Load = Callable[[threading.Event], LoadedModel]
 
@@ -122,6 +123,28 @@ async def test_once_loaded_it_transcribes_and_tells_of_its_model(
     assert service.gpu_memory() == {"used_bytes": 5}
     assert service.batch_stats().items == 1
     assert failures == []
+
+
+@pytest.mark.parametrize(("device", "counts"), [("cpu", True), ("cuda:0", False)])
+def test_the_cores_have_a_backlog_where_the_model_runs_on_them(
+    start: Start, pool: ThreadPoolExecutor, device: str, counts: bool
+) -> None:
+    gate = Gate()
+    model = loaded(pool, gate)
+    service = start(lambda _: replace(model, info=replace(INFO, device=device)))
+    assert service.cpu_backlog_s() == 0
+    wait_for_load()
+    gate.opened.set()
+    model.batcher.submit(CHUNK).result(PATIENT_S)
+    gate.opened.clear()
+    gate.entered.clear()
+    running = model.batcher.submit(CHUNK)
+    assert gate.entered.wait(PATIENT_S)
+    queued = model.batcher.submit(CHUNK)
+    assert (service.cpu_backlog_s() > 0) is counts
+    gate.opened.set()
+    running.result(PATIENT_S)
+    queued.result(PATIENT_S)
 
 
 async def test_once_stopped_it_takes_no_work(start: Start, pool: ThreadPoolExecutor) -> None:

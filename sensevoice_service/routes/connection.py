@@ -31,21 +31,30 @@ CLOSE = (b"connection", b"close")
 
 
 TurnAway = Callable[[Any], "Response | None"]
+AfterRefusal = Callable[[asyncio.AbstractEventLoop], None]
 
 
 def let_in(_scope: Any) -> None:
     """Turns nobody away."""
 
 
+def go_on(_loop: asyncio.AbstractEventLoop) -> None:
+    """As if nothing had been."""
+
+
 def connection_with(
-    header_timeout_s: float, turn_away: TurnAway = let_in
+    header_timeout_s: float, turn_away: TurnAway = let_in, after_refusal: AfterRefusal = go_on
 ) -> type[HttpToolsProtocol]:
     """The protocol for uvicorn's ``http`` setting, which it makes a connection of by itself.
 
     ``turn_away`` is asked with each request's scope before the application is; where it has an
-    answer, that is the end of the connection.
+    answer, that is the end of the connection, and ``after_refusal`` is told.
     """
-    given = {"header_timeout_s": header_timeout_s, "turn_away": staticmethod(turn_away)}
+    given = {
+        "header_timeout_s": header_timeout_s,
+        "turn_away": staticmethod(turn_away),
+        "after_refusal": staticmethod(after_refusal),
+    }
     return type("Connection", (Connection,), given)
 
 
@@ -58,6 +67,7 @@ class Connection(HttpToolsProtocol):
 
     header_timeout_s: ClassVar[float] = 10.0
     turn_away: ClassVar[staticmethod[[Any], Response | None]] = staticmethod(let_in)
+    after_refusal: ClassVar[staticmethod[[asyncio.AbstractEventLoop], None]] = staticmethod(go_on)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -176,6 +186,7 @@ class Connection(HttpToolsProtocol):
         self._end_wait()
         self._deadline = self.loop.call_later(LONGEST_DRAIN_S, self.transport.abort)
         self._throw_away(len(cycle.body))
+        self.after_refusal(self.loop)
 
     def _throw_away(self, n_bytes: int) -> None:
         assert self._unread_bytes is not None
