@@ -46,6 +46,7 @@ bench: $(VENV)/.installed-bench  ## Compare with peers and print the speed (half
 	$(BIN)/python -m bench.scaling $(BENCH_ARGS)
 	$(BIN)/python -m bench.precision
 	$(BIN)/python -m bench.gpu
+	$(BIN)/python -m bench.gpu_http $(BENCH_ARGS)
 
 overload: $(VENV)/.installed-dev  ## Print what holds at 10 times the load: fake engine, then MODEL_DIR
 	$(BIN)/python -m bench.overload $(BENCH_ARGS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu
+from bench import gpu, gpu_http
 from bench.make_model import N_PARAMETERS
 from sensevoice_service.encoder import SenseVoice
 
@@ -21,6 +21,25 @@ def test_a_machine_without_a_gpu_is_told_so_in_a_line(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main([]) == 0
     assert capsys.readouterr().out == "this machine has no usable GPU: nothing was measured\n"
+
+
+def test_through_http_nothing_is_measured_where_there_is_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu_http.main([])
+    assert capsys.readouterr().out == "this machine has no usable GPU: nothing was measured\n"
+
+
+def test_through_http_a_cpu_tries_the_script_and_is_held_to_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    size = ["--clients", "2", "--processes", "1", "--requests", "4"]
+    gpu_http.main([*size, "--set", "DEVICE=cpu"])
+    told = capsys.readouterr().out
+    assert "4 clips of 10 s from 2 clients: RTFx" in told
+    assert "met:" not in told
+    assert "MISSED" not in told
 
 
 def test_a_tiny_run_measures_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
