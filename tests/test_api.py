@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from config import Settings, load_settings
+from sensevoice_service.loading import EngineOptions, open_model
 from sensevoice_service.types import LANGUAGES
 from tests import server_process
 from tests.audio_files import pcm16, voice, wav
@@ -116,9 +117,9 @@ def test_a_recording_is_answered_with_what_the_engine_hears(
 ) -> None:
     data = pcm16(voice(2))
     answer = server.post("/transcribe", files=files(wav(data)), data={"lang": "ja"})
-    (heard,) = small_model.engine(
-        [chunk_of((torch.frombuffer(bytearray(data), dtype=torch.int16) / 32_768).numpy(), "ja")]
-    )
+    samples = (torch.frombuffer(bytearray(data), dtype=torch.int16) / 32_768).numpy()
+    engine = open_model(small_model.folder, EngineOptions(device="cpu")).engine
+    (heard,) = engine([chunk_of(samples, "ja")])
     assert answer.status_code == 200
     assert answer.json()["results"] == [small_model.vocabulary.text(heard.token_ids)]
     assert answer.json()["details"][0]["duration_s"] == 2.0
