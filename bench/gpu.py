@@ -51,6 +51,9 @@ LOG_MEL_MEAN, LOG_MEL_SCALE = 8.5, 0.25
 LEAST_RUN_S, LEAST_CALLS, MOST_CALLS = 1.0, 5, 200
 
 
+NO_GPU = "this machine has no usable GPU: nothing was measured"
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is measured, and on how large a network."""
@@ -304,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        print("this machine has no usable GPU: nothing was measured")
+        print(NO_GPU)
         return 0
     circumstances = read_device(device)
     print(json.dumps(circumstances))

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.gpu import NO_GPU
 from bench.report import (
     Goal,
     Report,
@@ -94,7 +95,7 @@ def main(given: Sequence[str] | None = None) -> None:
     ]
     environment = environment_of(arguments.model, [*room, *arguments.set])
     if "DEVICE" not in environment and not torch.cuda.is_available():
-        print("this machine has no usable GPU: nothing was measured")
+        print(NO_GPU)
         return
     report = Report("gpu_http", changed(environment))
     print(report.header())
