@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sensevoice_service.types import (
     Chunk,
@@ -46,6 +46,9 @@ class Job:
     submitted_s: float
     turn: float
     future: Future[Completion]
+
+    def followed(self) -> Job:
+        return replace(self, chunk=replace(self.chunk, has_followers=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -239,6 +239,8 @@ class Batcher:
         if self._queue:
             self._changed.notify()  # this thread may have used up the wake-up meant for the rest
         jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+        if self._queue:
+            jobs = [job.followed() for job in jobs]
         if jobs:
             self._running[threading.get_ident()] = Batch(jobs, now_s)
         return self._running.get(threading.get_ident())

@@ -117,7 +117,7 @@ def cut(
             break
         end, next_start = _seam(window.samples, policy, aim)
         samples = window.samples[:end].copy()
-        yield Chunk(samples, window.start_sample, index, options, overlap, is_last=False)
+        yield Chunk(samples, window.start_sample, index, options, overlap, has_followers=True)
         lanes.give(end)
         window.drop(next_start)
         overlap = end - next_start

@@ -60,7 +60,7 @@ class FeatureBatch:
 
     ``features`` is float32 ``(B, T, 560)``, zero past each row's ``n_frames (B,)``, which is
     ``None`` where no row is padded; the prompt rows are ``(B,)`` and ``lengths`` is ``n_frames`` on
-    the host. One that ``has_followers`` is of a file of which more is to come, and soon.
+    the host. It ``has_followers`` where one of its chunks has.
     """
 
     features: Tensor
@@ -143,7 +143,7 @@ class Frontend:
             language_rows=language_rows,
             textnorm_rows=textnorm_rows,
             lengths=tuple(lengths),
-            has_followers=not all(chunk.is_last for chunk in chunks),
+            has_followers=any(chunk.has_followers for chunk in chunks),
         )
 
     def features(self, waveforms: Sequence[Waveform]) -> tuple[Tensor, list[int]]:

@@ -65,7 +65,7 @@ class Chunk:
 
     ``samples`` is float32 ``(n_samples,)``, ``start_sample`` counts from the start of the file at
     16 kHz, and the first ``overlap_samples`` are also the end of the chunk before it. Behind one
-    that ``is_last`` none of its file will come.
+    that ``has_followers`` more work comes at once: of its file or, if a queue says so, of others.
     """
 
     samples: NDArray[np.float32]
@@ -73,7 +73,7 @@ class Chunk:
     index: int
     options: DecodeOptions
     overlap_samples: int = 0
-    is_last: bool = True
+    has_followers: bool = False
 
     @property
     def end_sample(self) -> int:

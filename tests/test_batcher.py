@@ -71,6 +71,20 @@ def test_chunks_of_different_requests_share_a_batch(make_batcher: MakeBatcher) -
     assert recorder.batches == [[0, 1, 2, 3, 4]]
 
 
+def test_a_batch_is_told_whether_more_is_queued_behind_it(make_batcher: MakeBatcher) -> None:
+    told: list[tuple[int, bool]] = []
+
+    def worker(chunks: Sequence[Chunk]) -> list[Hypothesis]:
+        told.extend((c.index, c.has_followers) for c in chunks)
+        return echo(chunks)
+
+    batcher = make_batcher(worker, limits=ONE_BY_ONE, start=False)
+    futures = [batcher.submit(chunk(i)) for i in range(3)]
+    batcher.start()
+    assert [heard(f) for f in futures] == [0, 1, 2]
+    assert told == [(0, True), (1, True), (2, False)]
+
+
 def test_a_long_chunk_is_not_starved_by_an_endless_supply_of_short_ones(
     make_batcher: MakeBatcher,
 ) -> None:

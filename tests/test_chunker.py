@@ -58,7 +58,7 @@ def assert_covers(chunks: Sequence[Chunk], samples: Samples) -> None:
         np.testing.assert_array_equal(
             chunk.samples, samples[chunk.start_sample : chunk.end_sample], strict=True
         )
-        assert chunk.is_last == (index == len(chunks) - 1)
+        assert chunk.has_followers == (index < len(chunks) - 1)
         end = chunk.end_sample
     assert end == len(samples)
 

@@ -134,7 +134,7 @@ def test_a_lone_caller_has_the_wide_session_and_two_have_narrow_ones(demo: Model
 
 def test_a_chunk_that_others_will_follow_leaves_room_for_them(demo: Model) -> None:
     engine = OnnxEngine(demo.engine.model, demo.engine.frontend, None, SHARED)
-    followed = replace(check_chunk(), is_last=False)
+    followed = replace(check_chunk(), has_followers=True)
     with engine._session(engine.frontend([followed])) as alone:
         assert alone is engine._narrow
     with engine._session(engine.frontend([check_chunk()])) as last:
