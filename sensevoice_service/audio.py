@@ -102,6 +102,7 @@ def _open(upload: Upload, container: Container) -> InputContainer:
                 "format_whitelist": container.demuxer,
                 "codec_whitelist": ",".join(DECODERS),
                 "probesize": str(PROBE_BYTES.get(container.demuxer, 5_000_000)),
+                **({"max_size": str(container.packet_bytes)} if container.packet_bytes else {}),
             },
             metadata_errors="ignore",
             io_open=_refuse_file,

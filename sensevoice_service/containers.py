@@ -23,6 +23,9 @@ ID3V1_BYTES = 128
 # More than a day of Ogg pages of 20 ms: what has more pieces is made to waste time.
 MAX_PIECES = 5_000_000
 MAX_ID3_TAGS = 8
+# Of mono at 16 kHz libav makes packets of 2 KiB, and each goes its way through Python by itself.
+# With larger ones than these the search of the header takes longer, for it decodes one.
+SLOW_PCM_BYTES_PER_S, SLOW_PCM_PACKET_BYTES = 96_000, 16 * 1024
 MPEG_SEARCH_BYTES = 64 * 1024
 # Archives and documents may hold a whole MP3 a few bytes after their own header.
 NOT_AUDIO = (b"PK", b"%PDF", b"Rar!", b"7z")
@@ -35,6 +38,7 @@ class Container:
     ``end_byte`` is where the audio is known to end, 0 where that is for the demuxer to find out.
     ``sized`` says that the duration in the header was counted and not guessed. ``n_samples`` is
     how many samples a channel the header promises, 0 where it promises nothing that can be checked.
+    ``packet_bytes`` is how much of a WAV to decode at once, 0 where that is for the demuxer to say.
     """
 
     demuxer: str
@@ -42,6 +46,7 @@ class Container:
     sized: bool = False
     n_samples: int = 0
     end_byte: int = 0
+    packet_bytes: int = 0
 
 
 def inspect(file: BinaryIO) -> Container:
@@ -134,10 +139,12 @@ def _require(window: Window, what: str, at_byte: int, length: int) -> bool:
 def _check_wav(window: Window) -> Container:
     order: Literal["little", "big"] = "big" if window.peek(0, 4) == b"RIFX" else "little"
     riff_bytes = 8 + int.from_bytes(window.peek(4, 4), order)
-    long_data_bytes = 0
+    long_data_bytes = packet_bytes = 0
     for name, at, length in _chunks(window, 12, order):
         if name == b"ds64":
             long_data_bytes = int.from_bytes(window.peek(at + 8, 8), "little")
+        if name == b"fmt ":
+            packet_bytes = SLOW_PCM_PACKET_BYTES if _is_slow_pcm(window.peek(at, 12), order) else 0
         if name == b"data":
             if length == 0 and riff_bytes == window.size_bytes:
                 raise EmptyFile("the file holds no audio samples")
@@ -145,8 +152,15 @@ def _check_wav(window: Window) -> Container:
                 length = long_data_bytes
             sized = _require(window, "the audio data", at, length)
             # Behind its data libav looks for more, and takes a minute for 100 MB of zeros.
-            return Container("wav", sized=sized, end_byte=at + length if sized else 0)
+            end_byte = at + length if sized else 0
+            return Container("wav", sized=sized, end_byte=end_byte, packet_bytes=packet_bytes)
     raise CorruptAudio("the file ends before its audio data")
+
+
+def _is_slow_pcm(fmt: bytes, order: Literal["little", "big"]) -> bool:
+    """Whether a ``fmt `` chunk tells of plain samples, few a second."""
+    tag, bytes_per_s = (int.from_bytes(part, order) for part in (fmt[:2], fmt[8:12]))
+    return tag == 1 and 0 < bytes_per_s <= SLOW_PCM_BYTES_PER_S
 
 
 def _check_avi(window: Window) -> Container:

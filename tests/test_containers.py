@@ -106,7 +106,8 @@ def test_a_large_wav_has_its_size_in_another_chunk() -> None:
     sizes = struct.pack("<QQQI", 3300, 3200, 1600, 0)
     body = b"WAVEds64" + struct.pack("<I", len(sizes)) + sizes + wav(bytes(3200))[12:]
     data = b"RF64\xff\xff\xff\xff" + body.replace(b"data\x80\x0c\0\0", b"data\xff\xff\xff\xff")
-    assert inspected(data) == Container("wav", sized=True, end_byte=len(data))
+    found = inspected(data)
+    assert found.sized and found.end_byte == len(data)
     with pytest.raises(CorruptAudio):
         inspected(data[:-1])
 
@@ -114,6 +115,19 @@ def test_a_large_wav_has_its_size_in_another_chunk() -> None:
 @pytest.mark.parametrize("declared_bytes", [0, 0x7FFF_F000, 0x8000_0000, 0xFFFF_FFFF])
 def test_a_wav_whose_writer_could_not_seek_is_not_sized(declared_bytes: int) -> None:
     assert not inspected(wav(bytes(3200), data_bytes=declared_bytes, riff_bytes=36)).sized
+
+
+@pytest.mark.parametrize(
+    ("tag", "bytes_per_s", "is_slow"),
+    [(1, 32_000, True), (1, 96_000, True), (1, 176_400, False), (17, 8_100, False), (1, 0, False)],
+)
+def test_plain_samples_of_a_low_rate_come_in_larger_packets(
+    tag: int, bytes_per_s: int, is_slow: bool
+) -> None:
+    data = bytearray(wav(bytes(3200)))
+    struct.pack_into("<H", data, 20, tag)
+    struct.pack_into("<I", data, 28, bytes_per_s)
+    assert bool(inspected(bytes(data)).packet_bytes) == is_slow
 
 
 def test_what_follows_an_empty_data_chunk_is_no_audio() -> None:
