@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sensevoice_service.audio import AudioLimits, decode
 from sensevoice_service.batch_call import Completion
@@ -110,10 +111,10 @@ class Pipeline:
         draft = _Draft(self._vocabulary, self._pool, teller)
         running: deque[_Recognition] = deque()
         try:
-            while (chunk := await source.next()) is not None:
+            while (found := await source.next()) is not None:
                 if len(running) == policy.max_chunks_in_flight:
                     await draft.grow(await running.popleft().finish())
-                running.append(_Recognition(chunk, self._queue.submit(chunk)))
+                running.append(_Recognition(found, self._queue.submit(found.chunk)))
                 while len(running) > 1 and running[0].is_done:
                     await draft.grow(await running.popleft().finish())
             while len(running) > 1:
@@ -171,18 +172,31 @@ class _Draft:
         return self._merger.finish(n_samples)
 
 
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A chunk, and what is heard of it without a model."""
+
+    chunk: Chunk
+    is_silent: bool
+
+
 class _ChunkSource:
     """An iterator of chunks, each step of which runs in a thread."""
 
     def __init__(self, chunks: Iterator[Chunk], pool: Executor) -> None:
         self._chunks = chunks
         self._pool = pool
-        self._step: Future[Chunk | None] | None = None
+        self._step: Future[_Found | None] | None = None
+        self._is_ended = False
         self.spent_s = 0.0
 
-    async def next(self) -> Chunk | None:
+    async def next(self) -> _Found | None:
+        if self._is_ended:
+            return None
         self._step = self._pool.submit(self._advance)
-        return await asyncio.wrap_future(self._step)
+        found = await asyncio.wrap_future(self._step)
+        self._is_ended = found is None or not found.chunk.has_followers
+        return found
 
     async def close(self) -> None:
         """Wait for a step under way: a generator cannot be closed while it runs."""
@@ -191,10 +205,11 @@ class _ChunkSource:
             with suppress(asyncio.CancelledError):
                 await asyncio.gather(asyncio.wrap_future(step), return_exceptions=True)
 
-    def _advance(self) -> Chunk | None:
+    def _advance(self) -> _Found | None:
         began_s = time.perf_counter()
         try:
-            return next(self._chunks, None)
+            chunk = next(self._chunks, None)
+            return None if chunk is None else _Found(chunk, is_silent(chunk.samples))
         finally:
             self.spent_s += time.perf_counter() - began_s
 
@@ -208,9 +223,10 @@ class _Recognised:
 class _Recognition:
     """A chunk on its way through the queue; its samples are not kept here."""
 
-    def __init__(self, chunk: Chunk, future: Future[Completion]) -> None:
+    def __init__(self, found: _Found, future: Future[Completion]) -> None:
+        chunk = found.chunk
         self._span = (chunk.start_sample, chunk.end_sample, chunk.overlap_samples)
-        self._is_silent = float(np.abs(chunk.samples).max()) < SILENCE_PEAK
+        self._is_silent = found.is_silent
         self._future = future
 
     async def finish(self) -> _Recognised:
@@ -226,6 +242,10 @@ class _Recognition:
 
     def cancel(self) -> None:
         self._future.cancel()
+
+
+def is_silent(samples: NDArray[np.float32]) -> bool:
+    return max(float(samples.max()), -float(samples.min())) < SILENCE_PEAK
 
 
 def _without_tokens(hypothesis: Hypothesis) -> Hypothesis:
