@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise, takewhile
 from unicodedata import category
 
@@ -23,6 +24,9 @@ _LEAST_SAMPLES = SAMPLE_RATE_HZ // 50  # between the starts of words, also if he
 _DIGITS_APART_SAMPLES = SAMPLE_RATE_HZ * 6 // 10
 _OPENING = ("Ps", "Pi")
 
+# Of single characters: all scripts in use at one time.
+_remembered = lru_cache(maxsize=1 << 14)
+
 
 @dataclass(frozen=True)
 class Token:
@@ -36,26 +40,24 @@ class Token:
     end_sample: int
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A token and what it adds to the text."""
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What tokens of one id add to the text.
 
-    token: Token
+    One that ``is_opening`` is a space or opening marks alone: they belong to what follows.
+    """
+
     surface: str
     starts_word: bool
+    is_spoken: bool
+    is_opening: bool
+    is_closing: bool
 
-    @property
-    def is_spoken(self) -> bool:
-        return any(map(_is_spoken, self.surface))
 
-    @property
-    def is_opening(self) -> bool:
-        """A space or opening marks alone: they belong to what follows."""
-        return all(category(char) in _OPENING for char in self.surface)
-
-    @property
-    def is_closing(self) -> bool:
-        return not (self.is_spoken or self.is_opening) and _is_unspaced(self.surface)
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    token: Token
+    look: _Look
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class WordBuilder:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._pieces = _Pieces(vocabulary)
+        self._looks = _looks(vocabulary)
         self._sounds: list[_Sound] = []
         self._n_parts = 0
         # Of the last part that has any pieces: the next one may hand back a comma or a stop to it.
@@ -88,8 +90,8 @@ class WordBuilder:
 
     def add(self, part: Sequence[Token]) -> str:
         """Take the next part; returns what the text of the file gained, at its end."""
-        pieces = [self._pieces[token] for token in part]
-        closing = list(takewhile(lambda piece: piece.is_closing, pieces)) if self._last else []
+        pieces = [_Piece(token, self._looks[token.id]) for token in part]
+        closing = list(takewhile(lambda piece: piece.look.is_closing, pieces)) if self._last else []
         gained = self._close(closing) if closing else ""
         if own := pieces[len(closing) :]:
             self._last, self._last_part = own, self._n_parts
@@ -151,20 +153,31 @@ def in_order(starts: Sequence[int], stop: int, apart: int) -> list[int]:
     return ordered
 
 
-class _Pieces:
-    """What tokens add to the text, each looked up once."""
+class _Looks(dict[int, _Look]):
+    """Of a vocabulary's tokens by their ids, each found when it is first asked for."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__()
         self._vocabulary = vocabulary
-        self._known: dict[int, tuple[str, bool]] = {}
 
-    def __getitem__(self, token: Token) -> _Piece:
-        if token.id not in self._known:
-            # The first of two takes away the space that a tokenizer drops at the start of a text.
-            decode = self._vocabulary.decode
-            surface = decode([token.id, token.id])[len(decode([token.id])) :].strip()
-            self._known[token.id] = surface, self._vocabulary.starts_word(token.id)
-        return _Piece(token, *self._known[token.id])
+    def __missing__(self, token_id: int) -> _Look:
+        # The first of two takes away the space that a tokenizer drops at the start of a text.
+        decode = self._vocabulary.decode
+        surface = decode([token_id, token_id])[len(decode([token_id])) :].strip()
+        is_spoken = any(map(_is_spoken, surface))
+        is_opening = all(category(char) in _OPENING for char in surface)
+        look = self[token_id] = _Look(
+            surface=surface,
+            starts_word=self._vocabulary.starts_word(token_id),
+            is_spoken=is_spoken,
+            is_opening=is_opening,
+            is_closing=not (is_spoken or is_opening) and _is_unspaced(surface),
+        )
+        return look
+
+
+# All files share them: a server has one vocabulary.
+_looks = lru_cache(maxsize=4)(_Looks)
 
 
 def _groups(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
@@ -172,15 +185,16 @@ def _groups(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
     groups: list[list[_Piece]] = []
     waiting: list[_Piece] = []
     for piece in pieces:
-        if piece.is_opening or not (piece.is_spoken or groups):
+        look = piece.look
+        if look.is_opening or not (look.is_spoken or groups):
             waiting.append(piece)
-        elif piece.is_spoken and (not groups or waiting or _begins(groups[-1], piece)):
+        elif look.is_spoken and (not groups or waiting or _begins(groups[-1], piece)):
             groups.append([*waiting, piece])
             waiting = []
         else:
             groups[-1] += [*waiting, piece]
             waiting = []
-    while waiting and not waiting[-1].surface:
+    while waiting and not waiting[-1].look.surface:
         waiting.pop()
     if waiting:
         groups[-1:] = [[*(groups[-1] if groups else ()), *waiting]]
@@ -189,18 +203,19 @@ def _groups(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
 
 def _begins(group: Sequence[_Piece], piece: _Piece) -> bool:
     """Whether a word begins with ``piece``, ``group`` being what comes before it."""
-    if piece.starts_word:
+    if piece.look.starts_word:
         return True
     last = _spoken(group)[-1]
-    if any(_is_unspaced(char) for char in last.surface if _is_spoken(char)):
+    ahead, surface = last.look.surface, piece.look.surface
+    if any(_is_unspaced(char) for char in ahead if _is_spoken(char)):
         return True
     gap = piece.token.start_sample - last.token.end_sample
-    return piece.surface[0].isdigit() and last.surface[-1].isdigit() and gap > _DIGITS_APART_SAMPLES
+    return surface[0].isdigit() and ahead[-1].isdigit() and gap > _DIGITS_APART_SAMPLES
 
 
 def _spoken(group: Sequence[_Piece]) -> Sequence[_Piece]:
     """Without marks, whose place in time means nothing; all, if there is nothing else."""
-    return [piece for piece in group if piece.is_spoken] or group
+    return [piece for piece in group if piece.look.is_spoken] or group
 
 
 def _span(group: Sequence[_Piece]) -> tuple[int, int]:
@@ -208,7 +223,7 @@ def _span(group: Sequence[_Piece]) -> tuple[int, int]:
     spoken = _spoken(group)
     first, last = spoken[0].token, spoken[-1].token
     start = max(0, first.start_sample - _LEAD_SAMPLES)
-    length = sum(map(_length, spoken[-1].surface))
+    length = sum(map(_length, spoken[-1].look.surface))
     return start, max(last.end_sample, last.start_sample + length) - _LEAD_SAMPLES
 
 
@@ -254,11 +269,13 @@ def _split(text: str) -> list[str]:
     return parts
 
 
+@_remembered
 def _is_spoken(char: str) -> bool:
     """Letters, digits and symbols, not punctuation."""
     return category(char)[0] in "LNS"
 
 
+@_remembered
 def _is_unspaced(text: str) -> bool:
     """Whether no space comes between a Latin word and ``text``."""
     return join("x", text) == "x" + text
