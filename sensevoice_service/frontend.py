@@ -35,6 +35,9 @@ FFT_SAMPLES = 512
 LOW_HZ = 20.0
 PREEMPHASIS = 0.97
 INT16_SCALE = 32_768.0
+# A CPU's caches hold every intermediate value of so many windows; of a whole clip they do not, and
+# that takes more than twice as long.
+CACHED_WINDOWS = 256
 LFR_LEFT_FRAMES = (LFR_STACK_FRAMES - 1) // 2
 
 # What of this FunASR's ``frontend_conf`` states.
@@ -176,12 +179,19 @@ class Frontend:
     def _log_mel(self, samples: Tensor) -> Tensor:
         """The 80 bands of every window of ``samples (n,)``: float32 ``(n_windows, 80)``."""
         frames = samples.unfold(0, FBANK_WINDOW_SAMPLES, FBANK_SHIFT_SAMPLES)
-        frames = frames - frames.mean(dim=1, keepdim=True)
-        previous = torch.cat((frames[:, :1], frames[:, :-1]), dim=1)
-        frames = (frames - PREEMPHASIS * previous) * self._window
-        spectrum = torch.fft.rfft(frames, n=FFT_SAMPLES)
-        power = spectrum.real.square() + spectrum.imag.square()
-        return (power @ self._mel).clamp_min(torch.finfo(torch.float32).eps).log()
+        if self._is_gpu:
+            return self._bands(frames)
+        return torch.cat([self._bands(part) for part in frames.split(CACHED_WINDOWS)])
+
+    def _bands(self, frames: Tensor) -> Tensor:
+        centred = frames - frames.mean(dim=1, keepdim=True)
+        emphasised = torch.empty_like(centred)
+        torch.sub(centred[:, 1:], centred[:, :-1], alpha=PREEMPHASIS, out=emphasised[:, 1:])
+        torch.mul(centred[:, 0], 1 - PREEMPHASIS, out=emphasised[:, 0])  # it follows upon itself
+        spectrum = torch.fft.rfft(emphasised.mul_(self._window), n=FFT_SAMPLES)
+        squares = torch.view_as_real(spectrum).square_()
+        power = squares[..., 0] + squares[..., 1]
+        return (power @ self._mel).clamp_min_(torch.finfo(torch.float32).eps).log_()
 
     def _join(self, waveforms: Sequence[Waveform], starts: Sequence[int]) -> Tensor:
         """All waveforms on the device in one copy, float32 on the int16 scale.
