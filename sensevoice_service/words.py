@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise, takewhile
+from itertools import chain, pairwise, takewhile
 from unicodedata import category
 
 from sensevoice_service.tags import Vocabulary, join
@@ -44,9 +44,11 @@ class Token:
 class _Look:
     """What tokens of one id add to the text.
 
-    One that ``is_opening`` is a space or opening marks alone: they belong to what follows.
+    ``text`` is that behind a token of its own kind, ``surface`` the same without space. One that
+    ``is_opening`` is a space or opening marks alone: they belong to what follows.
     """
 
+    text: str
     surface: str
     starts_word: bool
     is_spoken: bool
@@ -123,7 +125,7 @@ class WordBuilder:
 
     def _write_last(self) -> str:
         groups = _groups(self._last)
-        texts = _texts([[piece.token.id for piece in group] for group in groups], self._vocabulary)
+        texts = _texts(groups, self._vocabulary)
         for k, (group, text) in enumerate(zip(groups, texts, strict=True)):
             if not k:
                 text = spaced(self._sounds[-1].text if self._sounds else "", text)
@@ -162,11 +164,12 @@ class _Looks(dict[int, _Look]):
 
     def __missing__(self, token_id: int) -> _Look:
         # The first of two takes away the space that a tokenizer drops at the start of a text.
-        decode = self._vocabulary.decode
-        surface = decode([token_id, token_id])[len(decode([token_id])) :].strip()
+        text = _text_behind([token_id], [token_id], self._vocabulary)
+        surface = text.strip()
         is_spoken = any(map(_is_spoken, surface))
         is_opening = all(category(char) in _OPENING for char in surface)
         look = self[token_id] = _Look(
+            text=text,
             surface=surface,
             starts_word=self._vocabulary.starts_word(token_id),
             is_spoken=is_spoken,
@@ -234,13 +237,23 @@ def _length(char: str) -> int:
     return _LETTER_SAMPLES if char < "\u1100" and char.isalpha() else _SYLLABLE_SAMPLES
 
 
-def _texts(groups: Sequence[list[int]], vocabulary: Vocabulary) -> Iterator[str]:
-    """What each group adds to the text of all: decoded behind the one before it."""
-    for before, group in pairwise([[], *groups]):
-        if not before:
-            yield vocabulary.decode(group).strip()
-        else:
-            yield vocabulary.decode(before + group)[len(vocabulary.decode(before)) :]
+def _texts(groups: Sequence[Sequence[_Piece]], vocabulary: Vocabulary) -> list[str]:
+    """What each group adds to the text of all.
+
+    Where tokens make something else of each other than of themselves, each group is decoded behind
+    the one before it.
+    """
+    texts = ["".join(piece.look.text for piece in group) for group in groups]
+    ids = [[piece.token.id for piece in group] for group in groups]
+    if "".join(texts).strip() != vocabulary.decode(list(chain(*ids))).strip():
+        texts = [_text_behind(a, b, vocabulary) for a, b in pairwise([[], *ids])]
+    return [text if k else text.strip() for k, text in enumerate(texts)]
+
+
+def _text_behind(before: list[int], ids: list[int], vocabulary: Vocabulary) -> str:
+    """What ``ids`` add to the text of those ``before`` them."""
+    n_chars = len(vocabulary.decode(before)) if before else 0
+    return vocabulary.decode(before + ids)[n_chars:]
 
 
 def _characters(text: str, start: int, end: int) -> Iterator[Word]:

@@ -61,6 +61,29 @@ def texts(*pieces: str) -> list[str]:
     return [word.text for word in words_of([(piece, 3 * k) for k, piece in enumerate(pieces)])]
 
 
+BYTES = ("▁ab", *(f"<0x{byte:02X}>" for byte in "猫".encode()), "▁c")
+
+
+def decode_bytes(ids: list[int]) -> str:
+    """As a tokenizer that spells out in bytes what it has no piece for."""
+    pieces = (BYTES[i] for i in ids)
+    spelt = [
+        bytes([int(piece[3:5], 16)])
+        if piece.startswith("<0x")
+        else piece.replace("▁", " ").encode()
+        for piece in pieces
+    ]
+    return b"".join(spelt).decode("utf-8", "replace").lstrip(" ")
+
+
+def test_tokens_that_make_a_character_together_keep_it() -> None:
+    vocabulary = Vocabulary.from_pieces(BYTES, decode_bytes)
+    heard = [Token(i, 9_600 * i, 9_600 * i + 960) for i in range(len(BYTES))]
+    assert decode_bytes([token.id for token in heard]) == "ab猫 c"
+    [words] = make_words([heard], vocabulary, 60_000)
+    assert "".join(word.text for word in words) == "ab猫 c"
+
+
 @pytest.mark.parametrize(
     ("pieces", "words"),
     [
