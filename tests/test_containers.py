@@ -107,7 +107,8 @@ def test_a_large_wav_has_its_size_in_another_chunk() -> None:
     body = b"WAVEds64" + struct.pack("<I", len(sizes)) + sizes + wav(bytes(3200))[12:]
     data = b"RF64\xff\xff\xff\xff" + body.replace(b"data\x80\x0c\0\0", b"data\xff\xff\xff\xff")
     found = inspected(data)
-    assert found.sized and found.end_byte == len(data)
+    assert found.sized
+    assert found.end_byte == len(data)
     with pytest.raises(CorruptAudio):
         inspected(data[:-1])
 
