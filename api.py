@@ -30,6 +30,7 @@ from sensevoice_service.memory import MemoryGauge, give_back, keep_all
 from sensevoice_service.metrics import Metrics, Sources
 from sensevoice_service.model_store import ModelFolder, resolve_model
 from sensevoice_service.pipeline import Decode, Pipeline, PipelinePolicy
+from sensevoice_service.plain_wav import reading_plain_wavs
 from sensevoice_service.routes.app import build_app
 from sensevoice_service.routes.connection import connection_with, let_in
 from sensevoice_service.routes.lull import Lull
@@ -152,7 +153,7 @@ def load_model(settings: Settings, pool: Executor, stop: threading.Event) -> Loa
 def start_decoding(settings: Settings) -> tuple[Decode, Callable[[], None]]:
     """How uploads are decoded, and what ends it."""
     if settings.DECODE_ISOLATION == "thread":
-        return audio.decode, lambda: None
+        return reading_plain_wavs(audio.decode), lambda: None
     limits = DecoderLimits(
         memory_bytes=settings.DECODE_MEMORY_MB * 2**20,
         timeout_s=settings.DECODE_TIMEOUT_SEC,
@@ -160,7 +161,7 @@ def start_decoding(settings: Settings) -> tuple[Decode, Callable[[], None]]:
     )
     decoders = DecoderProcesses(limits)
     decoders.start()
-    return decoders.decode, decoders.stop
+    return reading_plain_wavs(decoders.decode), decoders.stop
 
 
 def decode_threads(settings: Settings) -> int:

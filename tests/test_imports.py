@@ -98,7 +98,7 @@ RULES = {
     "audio and batching know no model": (
         ours(
             *("audio", "containers", "mixer", "mpeg", "ogg", "window", "batcher", "batch_call"),
-            *("isolation", "decoder_host", "decoder_wire", "descriptors"),
+            *("isolation", "decoder_host", "decoder_wire", "descriptors", "plain_wav"),
         ),
         WEB | MODEL | HUBS | EVENT_LOOP | {"config"},
     ),
