@@ -2,8 +2,9 @@
 
 ``python -m bench.overhead [--model DIR] [--json FILE]``. In turn, and with the same model,
 precision and threads: ``engine.infer`` on prepared features, in batches such as the batcher makes
-of the clients' requests; then 10 s WAV files over HTTP, from clients at once. At last the demo is
-started some times, until it is healthy.
+of the clients' requests; then 10 s WAV files over HTTP, from clients at once. Each round over HTTP
+is held to the engine just before and just after it, for a machine's speed drifts. At last the demo
+is started some times, until it is healthy.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ NO_OVERHEAD_FRAMES = 0.0  # clips of one length are never padded
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds of audio for a second of time, one side just after the other."""
+    """Seconds of audio for a second of time; the engine's is the mean around the service's."""
 
     engine_rtfx: float
     service_rtfx: float
@@ -129,9 +130,11 @@ def measure_rounds(
     n_requests = whole_turns(arguments.round_s * serve(2 * n_clients) / CLIP_S, n_clients)
     n_before = len(server.requests())
     rounds = []
+    before = bare.infer(n_requests)
     for number in range(1, arguments.rounds + 1):
-        rounds.append(Round(bare.infer(n_requests), serve(n_requests)))
-        last = rounds[-1]
+        service, after = serve(n_requests), bare.infer(n_requests)
+        rounds.append(last := Round((before + after) / 2, service))
+        before = after
         print(
             f"round {number}: engine alone RTFx {last.engine_rtfx:.1f},"
             f" whole way {last.service_rtfx:.1f}, {last.ratio:.1%}",
