@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fuzz import seeds
 from fuzz.loop import run
 from sensevoice_service.decoder_wire import REFUSALS
-from sensevoice_service.plain_wav import Decode
+from sensevoice_service.pipeline import Decode
 from sensevoice_service.types import Upload
 
 LIMITS = AudioLimits(max_audio_s=30.0)

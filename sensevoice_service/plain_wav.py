@@ -7,16 +7,17 @@ header leaves in doubt, and whatever there is to refuse, is left to the decoder.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from sensevoice_service.types import SAMPLE_RATE_HZ, Block, Upload
+from sensevoice_service.types import SAMPLE_RATE_HZ, Block, CorruptAudio, Upload
 
 if TYPE_CHECKING:
     from sensevoice_service.audio import AudioLimits
+    from sensevoice_service.pipeline import Decode
 
 # A header with more than this before its samples holds a picture, or was made to take time.
 HEAD_BYTES = 4_096
@@ -26,8 +27,6 @@ _CHUNK = struct.Struct("<4sI")
 _PCM = 1
 # Format, channels, samples and bytes a second, bytes of all channels' samples, bits of one.
 _PLAIN = struct.pack("<HHIIHH", _PCM, 1, SAMPLE_RATE_HZ, SAMPLE_RATE_HZ * SAMPLE_BYTES, 2, 16)
-
-Decode = Callable[[Upload, "AudioLimits"], Generator[Block, None, None]]
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,16 @@ def find_samples(upload: Upload) -> Stretch | None:
 
 
 def read_samples(file: BinaryIO, stretch: Stretch, block_s: float) -> Generator[Block, None, None]:
-    """Blocks of ``block_s``; the last may be shorter. Reads on from where the last one ended."""
+    """Blocks of ``block_s``; the last may be shorter.
+
+    Raises ``CorruptAudio`` where the file has been cut off since its samples were found.
+    """
     block_samples = max(1, round(block_s * SAMPLE_RATE_HZ))
     for start in range(0, stretch.n_samples, block_samples):
         n_bytes = SAMPLE_BYTES * min(block_samples, stretch.n_samples - start)
         file.seek(stretch.start_byte + SAMPLE_BYTES * start)
-        samples = np.frombuffer(file.read(n_bytes), "<i2")
+        data = file.read(n_bytes)
+        if len(data) < n_bytes:
+            raise CorruptAudio("the file is cut off")
+        samples = np.frombuffer(data, "<i2")
         yield Block(samples.astype(np.float32) / _INT16_SCALE, start)

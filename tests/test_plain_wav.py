@@ -8,7 +8,7 @@ import pytest
 
 from sensevoice_service.audio import AudioLimits, decode
 from sensevoice_service.plain_wav import HEAD_BYTES, find_samples, reading_plain_wavs
-from sensevoice_service.types import SAMPLE_RATE_HZ, Block, Upload
+from sensevoice_service.types import SAMPLE_RATE_HZ, Block, CorruptAudio, Upload
 from tests.audio_files import NO_LIMIT, Samples, pcm16, upload, voice, wav
 
 N_SAMPLES = 40_000
@@ -112,3 +112,12 @@ def test_the_position_of_the_file_tells_how_far_it_is_read() -> None:
     blocks = reading_plain_wavs(refuse)(file, AudioLimits(60, block_s=1.0))
     positions = [file.file.tell() for _ in blocks]
     assert positions == [44 + 32_000, 44 + 64_000, 44 + 80_000]
+
+
+def test_a_file_that_is_cut_off_meanwhile_is_corrupt() -> None:
+    file = upload(wav(DATA))
+    blocks = reading_plain_wavs(refuse)(file, AudioLimits(60, block_s=1.0))
+    next(blocks)
+    file.file.truncate(44 + 40_001)
+    with pytest.raises(CorruptAudio):
+        next(blocks)
