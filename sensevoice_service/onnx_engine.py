@@ -76,6 +76,7 @@ class OnnxEngine:
         self.precision: Precision = "fp32" if int8 is None else "int8"
         self.device = frontend.device
         self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self._n_tokens = model.config.vocab_size
         self._inputs = _Inputs(model)
         weights = {name: value.numpy() for name, value in model.state_dict().items()}
         graph = build_graph(weights, model.config, int8)
@@ -104,7 +105,7 @@ class OnnxEngine:
         found = []
         for row, x in enumerate(self._inputs.rows(batch)):
             with self._session(batch) as session:
-                logits = session.run(["logits"], {"x": x})[0][0]
+                logits = session.run(["logits"], {"x": x})[0][0][:, : self._n_tokens]
             found.append(read(row, torch.from_numpy(logits)))
             del logits
         return found
