@@ -137,7 +137,7 @@ class Settings(BaseSettings):
         16.0, gt=0, description="A file over this many MiB is cut into chunks."
     )
     LARGE_FILE_DURATION_SEC: float = Field(
-        30.0, ge=1, le=120, description="Audio over this length is cut into chunks."
+        20.0, ge=1, le=120, description="Audio over this length is cut into chunks."
     )
     LARGE_FILE_CHUNK_SIZE_SEC: float = Field(
         15.0, ge=2, le=120, description="Longest chunk of a large file."

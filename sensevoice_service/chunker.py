@@ -72,6 +72,11 @@ class ChunkPolicy:
         return round(self.chunk_s * SAMPLE_RATE_HZ)
 
     @property
+    def sight_samples(self) -> int:
+        """How far behind a chunk's start the end of a file is looked for, to share out the rest."""
+        return max(self.whole_samples, 2 * self.chunk_samples)
+
+    @property
     def search_samples(self) -> int:
         wanted_s = self.chunk_s / 3 if self.search_s is None else self.search_s
         return min(round(wanted_s * SAMPLE_RATE_HZ), self.chunk_samples // 2)
@@ -101,11 +106,11 @@ def cut(
     """Yield the chunks of consecutive ``blocks``, in order; together they hold every sample.
 
     ``is_large`` applies ``chunk_s`` from the start. The cuts do not depend on how the audio is
-    divided into blocks, each chunk owns its samples, and no more than ``whole_s``, a tail and a
-    block are held at a time. Nothing is yielded where there are no samples.
+    divided into blocks, each chunk owns its samples, and no more than ``sight_samples``, a tail and
+    a block are held at a time. Nothing is yielded where there are no samples.
     """
     limit = policy.chunk_samples if is_large else policy.whole_samples
-    window = _Window(blocks, policy.whole_samples + policy.tail_samples)
+    window = _Window(blocks, policy.sight_samples + policy.tail_samples)
     lanes = _Lanes(policy)
     overlap = 0
     for index in count():

@@ -254,6 +254,15 @@ def test_even_shares_end_no_later_than_long_chunks(n_lanes: int) -> None:
     assert max(gains_s) > 0
 
 
+@pytest.mark.parametrize("n_bursts", [20, 25, 30, 35])
+def test_a_file_a_little_longer_than_the_whole_length_is_shared_out(n_bursts: int) -> None:
+    """Its end is seen before the first cut, up to twice the chunk's length."""
+    samples = speech(n_bursts, burst_s=0.6, pause_s=0.25)
+    chunks = chunks_of(samples, ChunkPolicy(whole_s=16.0, chunk_s=15.0, n_lanes=2))
+    assert_covers(chunks, samples)
+    assert finish_s(chunks, 2) - len(samples) / SAMPLE_RATE_HZ / 2 < 1.0
+
+
 def test_chunks_far_from_the_end_are_as_long_for_many_as_for_one() -> None:
     samples = speech(203, burst_s=0.6, pause_s=0.25)
     for_one = chunks_of(samples)
@@ -302,7 +311,7 @@ def test_no_more_is_read_than_a_chunk_needs() -> None:
             n_read += 1
 
     stream = cut(endless(), OPTIONS, POLICY)
-    held_s = POLICY.whole_s + POLICY.tail_s
+    held_s = 2 * POLICY.chunk_s + POLICY.tail_s
     for _ in range(20):
         chunk = next(stream)
         assert n_read <= chunk.end_sample / SAMPLE_RATE_HZ + held_s + 1
