@@ -35,6 +35,7 @@ _T = TypeVar("_T")
 
 # Four steps of 16 bits: below this there is nothing to hear, whatever a model makes of it.
 SILENCE_PEAK = 4 / 32_768
+MERGED_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class Pipeline:
                     await draft.grow(await running.popleft().finish())
             while len(running) > 1:
                 await draft.grow(await running.popleft().finish())
+            await draft.catch_up()
             return await draft.conclude(await running.popleft().finish(), source.spent_s)
         finally:
             for recognition in running:
@@ -130,7 +132,8 @@ class Pipeline:
 class _Draft:
     """A transcript in the making. It is merged in the pool: that may take long for an event loop.
 
-    Where nobody listens, all is merged at the end, which spares the pool a task for each chunk.
+    Where nobody listens, some are merged at once, which spares the pool a task for each chunk, and
+    all but the last while that is still being recognised.
     """
 
     def __init__(self, vocabulary: Vocabulary, pool: Executor, teller: Teller | None) -> None:
@@ -145,6 +148,12 @@ class _Draft:
         if self._teller is not None:
             text = await self._in_pool(self._merge)
             self._teller.gained(text, one.result.end_sample)
+        elif len(self._unmerged) == MERGED_AT_ONCE:
+            await self.catch_up()
+
+    async def catch_up(self) -> None:
+        if self._unmerged:
+            await self._in_pool(self._merge)
 
     async def conclude(self, last: _Recognised, decode_s: float) -> PipelineResult:
         self._take(last)
