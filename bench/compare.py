@@ -38,8 +38,9 @@ from bench.peers.process import ROOT, PeerError
 from bench.peers.report import Load, Measured, Outcome, Row, as_json, table
 from bench.report import Report, read_versions
 
+# So many clips that the fastest is busy for some seconds, most of them with all clients there.
 LOADS = (
-    Load("clips", n_files=16, duration_s=10, at_once=8),
+    Load("clips", n_files=32, duration_s=10, at_once=8),
     Load("single", n_files=2, duration_s=30, at_once=1),
     Load("long", n_files=1, duration_s=600, at_once=1),
 )
