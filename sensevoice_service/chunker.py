@@ -73,8 +73,11 @@ class ChunkPolicy:
 
     @property
     def sight_samples(self) -> int:
-        """How far behind a chunk's start the end of a file is looked for, to share out the rest."""
-        return max(self.whole_samples, 2 * self.chunk_samples)
+        """How far behind a chunk's start the end of a file is looked for.
+
+        Where there are several to share it out to, so far that a rest of two chunks is seen whole.
+        """
+        return max(self.whole_samples, min(self.n_lanes, 2) * self.chunk_samples)
 
     @property
     def search_samples(self) -> int:

@@ -48,6 +48,12 @@ def quantize_columns(weight: Array, limit: int) -> tuple[NDArray[np.int8], NDArr
     return np.ascontiguousarray(rounded.astype(np.int8).T), scales
 
 
+def pad_outputs(weight: Array, bias: Array) -> tuple[Array, Array]:
+    """The same layer with outputs of −inf behind its own, up to a whole number of pieces."""
+    n_more = -len(weight) % PIECE
+    return np.pad(weight, ((0, n_more), (0, 0))), np.pad(bias, (0, n_more), constant_values=-np.inf)
+
+
 def build_graph(weights: Mapping[str, Array], config: EncoderConfig, int8: Int8 | None) -> bytes:
     """A serialised ONNX model; ``weights`` are float32 under the names of the checkpoint.
 
@@ -62,7 +68,7 @@ class _EncoderGraph:
     def __init__(
         self, weights: Mapping[str, Array], config: EncoderConfig, int8: Int8 | None
     ) -> None:
-        self._weights = dict(weights)
+        self._weights = weights
         self._config = config
         self._int8 = int8
         self._nodes: list[onnx.NodeProto] = []
@@ -77,19 +83,11 @@ class _EncoderGraph:
         for index in range(self._config.tp_blocks):
             x = self._block(x, f"encoder.tp_encoders.{index}")
         hidden = self._norm(x, "encoder.tp_norm")
-        self._linear(hidden, self._add_padded("ctc.ctc_lo"))
+        self._affine(hidden, *pad_outputs(*self._layer("ctc.ctc_lo")))
         logits = self._name_last("logits")
         self._name_output("ids", self._best(logits))
         self._name_output("hidden", hidden)
         return bytes(self._model().SerializeToString())
-
-    def _add_padded(self, name: str) -> str:
-        """The same layer with outputs of −inf up to a whole number of pieces."""
-        weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
-        n_more = -len(weight) % PIECE
-        self._weights[f"{name}.padded.weight"] = np.pad(weight, ((0, n_more), (0, 0)))
-        self._weights[f"{name}.padded.bias"] = np.pad(bias, (0, n_more), constant_values=-np.inf)
-        return f"{name}.padded"
 
     def _best(self, logits: str) -> str:
         """First the piece, then the token in it: onnxruntime is ten times as fast at maxima."""
@@ -139,7 +137,7 @@ class _EncoderGraph:
         """Three products of one input: a product of all three would have to be copied apart."""
         size = self._config.output_size
         parts = [slice(start, start + size) for start in (0, size, 2 * size)]
-        weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+        weight, bias = self._layer(name)
         if self._int8 is None:
             return [self._product(x, weight[part], bias[part]) for part in parts]
         quantized = self._nodes_of("DynamicQuantizeLinear", [x], n_outputs=3)
@@ -147,8 +145,13 @@ class _EncoderGraph:
             self._int8_product(quantized, weight[part], bias[part], self._int8) for part in parts
         ]
 
+    def _layer(self, name: str) -> tuple[Array, Array]:
+        return self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+
     def _linear(self, x: str, name: str) -> str:
-        weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+        return self._affine(x, *self._layer(name))
+
+    def _affine(self, x: str, weight: Array, bias: Array) -> str:
         if self._int8 is None:
             return self._product(x, weight, bias)
         columns, scales = quantize_columns(weight, self._int8.limit)
@@ -164,8 +167,7 @@ class _EncoderGraph:
         scale = self._node("Div", [peak, self._constant(np.float32(HIGHEST_LEVEL))])
         zero = self._constant(np.uint8(0))
         levels = self._node("QuantizeLinear", [x, scale, zero])
-        weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
-        return self._int8_product([levels, scale, zero], weight, bias, self._int8)
+        return self._int8_product([levels, scale, zero], *self._layer(name), self._int8)
 
     def _int8_product(
         self, quantized: Sequence[str], weight: Array, bias: Array, int8: Int8
@@ -199,9 +201,7 @@ class _EncoderGraph:
         return self._node("Squeeze", [image, axis])
 
     def _norm(self, x: str, name: str) -> str:
-        scale, shift = (
-            self._constant(self._weights[f"{name}.{part}"]) for part in ("weight", "bias")
-        )
+        scale, shift = (self._constant(values) for values in self._layer(name))
         return self._node("LayerNormalization", [x, scale, shift], axis=-1, epsilon=NORM_EPSILON)
 
     def _constant(self, values: Array) -> str:

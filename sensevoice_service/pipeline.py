@@ -35,6 +35,7 @@ _T = TypeVar("_T")
 
 # Four steps of 16 bits: below this there is nothing to hear, whatever a model makes of it.
 SILENCE_PEAK = 4 / 32_768
+# Chunks of a file that share a task of the pool; at a file's end no more are left to be merged.
 MERGED_AT_ONCE = 8
 
 
@@ -132,8 +133,8 @@ class Pipeline:
 class _Draft:
     """A transcript in the making. It is merged in the pool: that may take long for an event loop.
 
-    Where nobody listens, some are merged at once, which spares the pool a task for each chunk, and
-    all but the last while that is still being recognised.
+    Where nobody listens, several are merged in one task, and what is ahead of the last chunk while
+    that is being recognised.
     """
 
     def __init__(self, vocabulary: Vocabulary, pool: Executor, teller: Teller | None) -> None:

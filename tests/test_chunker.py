@@ -301,7 +301,8 @@ def test_chunks_own_their_samples() -> None:
     assert not any(np.shares_memory(first.samples, chunk.samples) for chunk in rest)
 
 
-def test_no_more_is_read_than_a_chunk_needs() -> None:
+@pytest.mark.parametrize(("n_lanes", "sight_s"), [(1, POLICY.whole_s), (2, 2 * POLICY.chunk_s)])
+def test_no_more_is_read_than_a_chunk_needs(n_lanes: int, sight_s: float) -> None:
     n_read = 0
 
     def endless() -> Iterator[Block]:
@@ -310,8 +311,8 @@ def test_no_more_is_read_than_a_chunk_needs() -> None:
             yield Block(noise(1.0, seed=n_read), n_read * SAMPLE_RATE_HZ)
             n_read += 1
 
-    stream = cut(endless(), OPTIONS, POLICY)
-    held_s = 2 * POLICY.chunk_s + POLICY.tail_s
+    stream = cut(endless(), OPTIONS, replace(POLICY, n_lanes=n_lanes))
+    held_s = sight_s + POLICY.tail_s
     for _ in range(20):
         chunk = next(stream)
         assert n_read <= chunk.end_sample / SAMPLE_RATE_HZ + held_s + 1

@@ -57,6 +57,7 @@ def test_in_fp32_it_is_the_network(network: SenseVoice, n_frames: int) -> None:
     np.testing.assert_allclose(found[..., : CONFIG.vocab_size], logits, atol=5e-5)
     assert np.all(np.isneginf(found[..., CONFIG.vocab_size :]))
     assert ids.shape == (1, n_frames)
+    assert np.mean(ids == logits.argmax(axis=-1)) > 0.99
     assert np.array_equal(ids, found.argmax(axis=-1))
 
 
