@@ -1,11 +1,11 @@
 """Speed and numerics of the engine on one GPU, with torch and numpy alone and random weights.
 
 ``python -m bench.gpu [--compile [BACKEND]] [--json FILE]``. Model only: features on the device to
-ids, in ms a batch, RTFx and TFLOP/s; the engine: samples in host memory to hypotheses. Small
-batches run as CUDA graphs in one engine, kernel by kernel in another, and compiled in a third one
-where that is asked for: by inductor, or by TensorRT with ``--compile tensorrt`` after
-``pip install torch-tensorrt==2.12.1``. ``--device cpu --tiny`` tries the script itself; its figures
-mean nothing.
+ids, in ms a batch, RTFx and TFLOP/s; the engine: samples in host memory to hypotheses. Batches run
+as CUDA graphs, where there is one for their shape, in one engine, kernel by kernel in another, and
+compiled in a third one where that is asked for: by inductor, or by TensorRT with ``--compile
+tensorrt`` after ``pip install torch-tensorrt==2.12.1``. ``--device cpu --tiny`` tries the script
+itself; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sensevoice_service.cuda_graphs import BUCKETS, Bucket
+from sensevoice_service.cuda_graphs import BUCKETS, Bucket, best_bucket
 from sensevoice_service.encoder import EncoderConfig, SanmLayer, SenseVoice
 from sensevoice_service.engine import Engine, TorchPrecision
 from sensevoice_service.frontend import INT16_SCALE, Cmvn, FeatureBatch, Frontend
@@ -167,6 +167,11 @@ def time_calls(call: Callable[[], object], device: torch.device, n_calls: int = 
     return times_s
 
 
+def has_graph(rows: int, seconds: float) -> bool:
+    n_frames = PROMPT_FRAMES + lfr_frames(round(seconds * SAMPLE_RATE_HZ))
+    return best_bucket(BUCKETS, rows, n_frames) is not None
+
+
 def measure_model(
     name: str, engine: Engine, shapes: Sequence[tuple[int, float]]
 ) -> Iterator[Figure]:
@@ -202,10 +207,10 @@ def measure_pcm(name: str, engine: Engine, plan: Plan) -> Iterator[Figure]:
         times_s = time_calls(partial(engine, chunks), engine.device)
         yield Figure.of(name, f"{what}, {dtype}", times_s, audio_s)
     with ThreadPoolExecutor(2) as pool:
-        batches = [make_chunks(rows, seconds)] * n_batches
+        batches = [make_chunks(rows, seconds, "int16")] * n_batches
         times_s = time_calls(lambda: list(pool.map(engine, batches)), engine.device, 3)
     times_s = [one_s / n_batches for one_s in times_s]
-    yield Figure.of(name, f"{what}, two threads", times_s, audio_s)
+    yield Figure.of(name, f"{what}, int16, two threads", times_s, audio_s)
     times_s = time_calls(partial(engine, make_chunks(1, seconds)), engine.device, plan.n_calls)
     yield Figure.of(name, f"1 x {seconds:g} s at a time", times_s, seconds)
 
@@ -268,7 +273,7 @@ def print_row(figure: Figure | Numerics) -> None:
 def measure(plan: Plan, device: torch.device, backend: str | None) -> dict[str, list[Any]]:
     plain, graphed = (make_engine(plan, device, "bf16") for _ in range(2))
     shapes = list(product(plan.rows, plan.seconds))
-    runs = [("kernels", plain, shapes), ("graphs", graphed, [s for s in shapes if s[0] <= 4])]
+    runs = [("kernels", plain, shapes), ("graphs", graphed, [s for s in shapes if has_graph(*s)])]
     if backend:
         compiled = make_engine(plan, device, "bf16")
         compile_layers(compiled, backend)

@@ -1,8 +1,9 @@
-"""Small batches on a GPU as one launch: the network captured for a few shapes, replayed for more.
+"""Batches on a GPU as one launch: the network captured for some shapes, replayed for all others.
 
-Run kernel by kernel, a batch of some seconds keeps the host busier than the device. A CUDA graph
-launches them all at once, but for one shape and one place in memory; so a batch is copied into the
-next larger shape, where the rest is padding.
+Run kernel by kernel, a batch of some seconds keeps the host busier than the device; and each kernel
+gives up the interpreter's lock and has to win it back, for which it waits the longer the busier the
+service is. A CUDA graph launches them all at once, but for one shape and one place in memory; so a
+batch is copied into the next larger shape, where the rest is padding.
 """
 
 from __future__ import annotations
@@ -39,10 +40,9 @@ class Bucket:
         return self.rows * self.frames
 
 
-BUCKET_ROWS = (1, 2, 4, 8)
-BUCKET_FRAMES = (64, 128, 176, 256, 512)  # 176 are a little over 10 s, 512 over 30 s
-# About where a GPU takes as long for the kernels as the host takes to launch them.
-MAX_BUCKET_FRAMES = 1_408
+BUCKET_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 128)
+BUCKET_FRAMES = (64, 128, 176, 256, 352, 512)  # a little over 3, 7, 10, 15, 20 and 30 s
+MAX_BUCKET_FRAMES = 8_448  # what a batch of the service has by default, in the next larger shape
 BUCKETS = tuple(
     Bucket(rows, frames)
     for rows in BUCKET_ROWS
@@ -66,13 +66,6 @@ class StaticInputs:
     language_rows: Tensor
     textnorm_rows: Tensor
 
-    @classmethod
-    def of(cls, bucket: Bucket, n_features: int, device: torch.device) -> StaticInputs:
-        n_frames = bucket.frames - PROMPT_FRAMES
-        features = torch.zeros(bucket.rows, n_frames, n_features, device=device)
-        rows = torch.zeros(3, bucket.rows, dtype=torch.long, device=device)
-        return cls(features, rows[0].fill_(n_frames), rows[1], rows[2])
-
     def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.features, self.n_frames, self.language_rows, self.textnorm_rows
 
@@ -93,6 +86,22 @@ class StaticInputs:
         self.textnorm_rows[:rows].copy_(batch.textnorm_rows)
 
 
+class InputMemory:
+    """Makes the inputs of any of the buckets, all in the same memory: one graph runs at a time."""
+
+    def __init__(self, buckets: Collection[Bucket], n_features: int, device: torch.device) -> None:
+        most_frames = max(bucket.rows * (bucket.frames - PROMPT_FRAMES) for bucket in buckets)
+        most_rows = max(bucket.rows for bucket in buckets)
+        self._features = torch.zeros(most_frames, n_features, device=device)
+        self._rows = torch.zeros(3, most_rows, dtype=torch.long, device=device)
+
+    def __call__(self, bucket: Bucket) -> StaticInputs:
+        n_frames = bucket.frames - PROMPT_FRAMES
+        features = self._features[: bucket.rows * n_frames].view(bucket.rows, n_frames, -1)
+        rows = self._rows[:, : bucket.rows]
+        return StaticInputs(features, rows[0].fill_(n_frames), rows[1], rows[2])
+
+
 class Graphs:
     """The captured shapes of one network on one device; threads take turns."""
 
@@ -108,20 +117,22 @@ class Graphs:
         inputs_of: Callable[[Bucket], StaticInputs],
         capture: Capture,
     ) -> None:
-        """Capture those that are not yet; the first that fails ends it with a warning.
+        """Capture those that are not yet; after one that fails, only those of half its frames.
 
         The largest come first, so that the others fit into the memory that they share. What
         ``forward`` reads besides its arguments has to stay where it is.
         """
+        most_frames = MAX_BUCKET_FRAMES
         for bucket in sorted(buckets, key=lambda b: -b.padded_frames):
-            if bucket in self._captured:
+            if bucket in self._captured or bucket.padded_frames > most_frames:
                 continue
             try:
                 inputs = inputs_of(bucket)
                 replay = capture(partial(forward, *inputs.arguments()))
             except RuntimeError as error:
-                _log.warning("no graph of %s, so some small batches run slower: %s", bucket, error)
-                return
+                _log.warning("no graph of %s, so some batches run slower: %s", bucket, error)
+                most_frames = bucket.padded_frames // 2
+                continue
             with self._lock:
                 self._captured[bucket] = inputs, replay
 

@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sensevoice_service.ctc import best_path
-from sensevoice_service.cuda_graphs import BUCKETS, Bucket, CudaCapture, Graphs, StaticInputs
+from sensevoice_service.cuda_graphs import BUCKETS, Bucket, CudaCapture, Graphs, InputMemory
 from sensevoice_service.encoder import EncoderConfig, SenseVoice
 from sensevoice_service.frontend import FeatureBatch, Frontend, read_cmvn, require_known
 from sensevoice_service.types import (
@@ -123,7 +122,7 @@ class Engine:
     def warm_up(self, shapes: Sequence[tuple[int, float]]) -> None:
         """Run batches of the given (rows, seconds), so that no request pays for first calls.
 
-        On a GPU small batches are captured as graphs, too.
+        On a GPU batches are captured as graphs, too.
         """
         rng = np.random.default_rng(0)
         for rows, duration_s in shapes:
@@ -134,9 +133,8 @@ class Engine:
 
     def capture_graphs(self, buckets: Collection[Bucket] = BUCKETS) -> None:
         """For a GPU: run batches that fit one of the buckets as one launch from now on."""
-        n_features = self.model.config.input_size
-        inputs_of = partial(StaticInputs.of, n_features=n_features, device=self.device)
-        self._graphs.capture(buckets, self.best_ids, inputs_of, CudaCapture(self.device))
+        memory = InputMemory(buckets, self.model.config.input_size, self.device)
+        self._graphs.capture(buckets, self.best_ids, memory, CudaCapture(self.device))
 
     def gpu_memory(self) -> dict[str, int] | None:
         """Bytes in use and in all of the whole GPU, and those this process holds."""

@@ -53,7 +53,7 @@ def test_a_tiny_run_measures_everything(tmp_path: Path, monkeypatch: pytest.Monk
     assert [one["what"] for one in found["pcm"]] == 2 * [
         "2 x 0.5 s, float32",
         "2 x 0.5 s, int16",
-        "2 x 0.5 s, two threads",
+        "2 x 0.5 s, int16, two threads",
         "1 x 0.5 s at a time",
     ]
     for one in found["model"] + found["pcm"]:

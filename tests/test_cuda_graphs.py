@@ -14,7 +14,7 @@ from sensevoice_service.cuda_graphs import (
     MAX_BUCKET_FRAMES,
     Bucket,
     Graphs,
-    StaticInputs,
+    InputMemory,
     best_bucket,
 )
 from sensevoice_service.frontend import FeatureBatch
@@ -61,8 +61,7 @@ def expected_ids(batch: FeatureBatch) -> list[list[int]]:
     return real_ids(ids, batch.lengths)
 
 
-def inputs_of(bucket: Bucket) -> StaticInputs:
-    return StaticInputs.of(bucket, WIDTH, CPU)
+inputs_of = InputMemory((SMALL, MIDDLE, LARGE), WIDTH, CPU)
 
 
 def eager(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -108,8 +107,14 @@ def test_the_least_padded_bucket_that_holds_a_batch_is_taken(
         (1, 30.0, Bucket(1, 512)),
         (3, 10.0, Bucket(4, 176)),
         (8, 10.0, Bucket(8, 176)),
-        (9, 3.0, None),
-        (8, 30.0, None),
+        (9, 3.0, Bucket(16, 64)),
+        (8, 20.0, Bucket(8, 352)),
+        (32, 10.0, Bucket(32, 176)),
+        (47, 10.0, Bucket(48, 176)),
+        (16, 30.0, Bucket(16, 512)),
+        (17, 30.0, None),
+        (256, 10.0, None),
+        (1, 31.0, None),
     ],
 )
 def test_buckets_are_cut_to_what_is_served(
@@ -120,7 +125,7 @@ def test_buckets_are_cut_to_what_is_served(
 
 
 def test_buckets_are_few_and_bounded() -> None:
-    assert len(set(BUCKETS)) == len(BUCKETS) < 20
+    assert len(set(BUCKETS)) == len(BUCKETS) < 50
     assert max(bucket.padded_frames for bucket in BUCKETS) <= MAX_BUCKET_FRAMES
 
 
@@ -161,6 +166,17 @@ def test_rows_and_frames_without_audio_are_one_frame_of_silence() -> None:
     assert inputs.n_frames.tolist() == [6, 1, 1, 1]
 
 
+def test_all_buckets_share_one_memory() -> None:
+    small, large = inputs_of(SMALL), inputs_of(LARGE)
+    assert small.features.data_ptr() == large.features.data_ptr()
+    assert small.n_frames.data_ptr() == large.n_frames.data_ptr()
+    for bucket in (SMALL, MIDDLE, LARGE):
+        inputs = inputs_of(bucket)
+        assert inputs.features.is_contiguous()
+        assert inputs.features.shape == (bucket.rows, bucket.frames - PROMPT_FRAMES, WIDTH)
+        assert inputs.n_frames.tolist() == [bucket.frames - PROMPT_FRAMES] * bucket.rows
+
+
 def test_ids_are_the_callers_own() -> None:
     output = torch.zeros(1, 12, dtype=torch.int32)
     graphs = Graphs()
@@ -198,16 +214,23 @@ def test_the_largest_is_captured_first_and_none_twice() -> None:
 def test_a_capture_that_fails_costs_a_warning_and_its_speed_alone(
     caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
+    tried: list[tuple[int, int]] = []
+
     def capture(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        if len(run()) < LARGE.rows:
+        rows, frames = run().shape
+        tried.append((rows, frames))
+        if rows == LARGE.rows:
             raise error
         return run
 
-    graphs = Graphs()
+    graphs, nearly_as_large = Graphs(), Bucket(3, 40)
+    memory = InputMemory((LARGE,), WIDTH, CPU)
     with caplog.at_level(logging.WARNING):
-        graphs.capture((SMALL, MIDDLE, LARGE), forward, inputs_of, capture)
+        graphs.capture((SMALL, nearly_as_large, MIDDLE, LARGE), forward, memory, capture)
     assert len(caplog.records) == 1
-    assert "Bucket(rows=2, frames=20)" in caplog.text
+    assert "Bucket(rows=4, frames=40)" in caplog.text
+    assert tried == [(4, 40), (2, 20), (1, 12)]
+    assert graphs.run(batch_of(30)) is None
     batch = batch_of(5)
     ids = graphs.run(batch)
     assert ids is not None
@@ -237,7 +260,7 @@ def test_the_real_network_gives_the_same_in_a_larger_shape(small_model: Model) -
     width = engine.model.config.input_size
     graphs = Graphs()
     bucket = Bucket(4, 64)
-    graphs.capture((bucket,), engine.best_ids, lambda b: StaticInputs.of(b, width, CPU), eager)
+    graphs.capture((bucket,), engine.best_ids, InputMemory((bucket,), width, CPU), eager)
     for lengths in ((50,), (3, 41, 1)):
         rows = [torch.randn(length, width) for length in lengths]
         features = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
