@@ -38,7 +38,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     PORT=8000 \
     MODEL=iic/SenseVoiceSmall \
     MODELSCOPE_CACHE=/models \
-    HF_HOME=/models/hf
+    HF_HOME=/models/hf \
+    TRITON_CACHE_DIR=/tmp/triton
 
 USER sensevoice
 VOLUME /models

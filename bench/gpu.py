@@ -2,10 +2,10 @@
 
 ``python -m bench.gpu [--compile [BACKEND]] [--json FILE]``. Model only: features on the device to
 ids, in ms a batch, RTFx and TFLOP/s; the engine: samples in host memory to hypotheses. Batches run
-as CUDA graphs, where there is one for their shape, in one engine, kernel by kernel in another, and
-compiled in a third one where that is asked for: by inductor, or by TensorRT with ``--compile
-tensorrt`` after ``pip install torch-tensorrt==2.12.1``. ``--device cpu --tiny`` tries the script
-itself; its figures mean nothing.
+as CUDA graphs, where there is one for their shape, in one engine, kernel by kernel in another, in
+torch's operators alone in a third, and compiled in a fourth where that is asked for: by inductor,
+or by TensorRT with ``--compile tensorrt`` after ``pip install torch-tensorrt==2.12.1``. ``--device
+cpu --tiny`` tries the script itself; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from sensevoice_service.cuda_graphs import BUCKETS, Bucket, best_bucket
-from sensevoice_service.encoder import EncoderConfig, SanmLayer, SenseVoice
+from sensevoice_service.encoder import EncoderConfig, PlainSums, SanmLayer, SenseVoice
 from sensevoice_service.engine import Engine, TorchPrecision
 from sensevoice_service.frontend import INT16_SCALE, Cmvn, FeatureBatch, Frontend
 from sensevoice_service.types import (
@@ -128,6 +128,13 @@ def make_engine(plan: Plan, device: torch.device, precision: TorchPrecision) -> 
     return Engine(model.requires_grad_(False), make_frontend(plan, device), precision)
 
 
+def make_unfused(plan: Plan, device: torch.device, precision: TorchPrecision) -> Engine:
+    """With torch's operators alone, as a compiler wants it, and as a reference."""
+    engine = make_engine(plan, device, precision)
+    engine.model.encoder.sums = PlainSums()
+    return engine
+
+
 def make_frontend(plan: Plan, device: torch.device) -> Frontend:
     ones = torch.ones(plan.config.input_size)
     return Frontend(Cmvn(ones * -LOG_MEL_MEAN, ones * LOG_MEL_SCALE), device)
@@ -217,8 +224,11 @@ def measure_pcm(name: str, engine: Engine, plan: Plan) -> Iterator[Figure]:
 
 @torch.inference_mode()
 def compare(plan: Plan, plain: Engine, graphed: Engine) -> list[Numerics]:
-    """Chunks of mixed lengths: against fp32, padded, by graph, and their features on the CPU."""
-    exact = make_engine(plan, plain.device, "fp32")
+    """Chunks of mixed lengths: against fp32, padded, by graph, and their features on the CPU.
+
+    In fp32 there are torch's operators alone.
+    """
+    exact = make_unfused(plan, plain.device, "fp32")
     chunks = [make_chunks(1, seconds)[0] for seconds in plan.numerics_s]
     alone, by_graph, in_fp32, errors = [], [], [], []
     for chunk in chunks:
@@ -273,14 +283,23 @@ def print_row(figure: Figure | Numerics) -> None:
 def measure(plan: Plan, device: torch.device, backend: str | None) -> dict[str, list[Any]]:
     plain, graphed = (make_engine(plan, device, "bf16") for _ in range(2))
     shapes = list(product(plan.rows, plan.seconds))
-    runs = [("kernels", plain, shapes), ("graphs", graphed, [s for s in shapes if has_graph(*s)])]
+    unfused, extremes = (
+        make_unfused(plan, device, "bf16"),
+        [(1, plan.pcm_s), (plan.pcm_rows, plan.pcm_s)],
+    )
+    runs = [
+        ("kernels", plain, shapes),
+        ("graphs", graphed, [shape for shape in shapes if has_graph(*shape)]),
+        ("unfused", unfused, extremes),
+    ]
     if backend:
-        compiled = make_engine(plan, device, "bf16")
+        compiled = make_unfused(plan, device, "bf16")
         compile_layers(compiled, backend)
-        runs.append((backend, compiled, [(1, plan.pcm_s), (plan.pcm_rows, plan.pcm_s)]))
+        runs.append((backend, compiled, extremes))
     if device.type == "cuda":
-        for (_, engine, _), buckets in zip(runs[1:], (BUCKETS, [Bucket(1, 176)]), strict=False):
-            engine.capture_graphs(buckets)
+        graphed.capture_graphs()
+        for _, engine, _ in runs[2:]:
+            engine.capture_graphs([Bucket(1, 176)])
     found: dict[str, list[Any]] = {"numerics": [], "model": [], "pcm": []}
 
     def note(part: str, figures: Iterable[Figure | Numerics]) -> None:
@@ -288,6 +307,7 @@ def measure(plan: Plan, device: torch.device, backend: str | None) -> dict[str, 
             found[part].append(figure)
             print_row(figure)
 
+    print(f"sums by {type(plain.model.encoder.sums).__name__}, or by PlainSums where unfused")
     note("numerics", compare(plan, plain, graphed))
     for name, engine, some in runs:
         note("model", measure_model(name, engine, some))

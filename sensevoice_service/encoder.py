@@ -9,9 +9,9 @@ https://arxiv.org/abs/2006.01713. Parameters carry the names and shapes of FunAS
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -73,17 +73,18 @@ def sinusoidal_positions(n_frames: int, depth: int) -> Tensor:
 
 @dataclass(frozen=True)
 class PaddingMask:
-    """Which frames of a padded batch are real; both are ``None`` when none is padding."""
+    """Which frames of a padded batch are real; all are ``None`` when none is padding."""
 
-    keys: Tensor | None  # (B, 1, 1, T), added to the scores: 0, or -inf where it is padding
-    frames: Tensor | None  # (B, T, 1), 1 or 0, for the convolution
+    keys: Tensor | None = None  # (B, 1, 1, T), added to the scores: 0, or -inf where it is padding
+    frames: Tensor | None = None  # (B, T, 1), 1 or 0, for the convolution
+    n_frames: Tensor | None = None  # (B,), how many are real: the first of each row
 
     @classmethod
     def of(cls, n_frames: Tensor, n_max_frames: int, dtype: torch.dtype) -> PaddingMask:
         """As every layer takes it: each would turn a mask of booleans into such a sum anew."""
         real = torch.arange(n_max_frames, device=n_frames.device) < n_frames[:, None]
         keys = torch.zeros_like(real, dtype=dtype).masked_fill(~real, -math.inf)
-        return cls(keys=keys[:, None, None, :], frames=real[:, :, None].to(dtype))
+        return cls(keys[:, None, None, :], real[:, :, None].to(dtype), n_frames)
 
 
 class Norm(nn.LayerNorm):
@@ -95,8 +96,65 @@ class Norm(nn.LayerNorm):
         return super().forward(input).to(self.out_dtype)
 
 
+class Sums(Protocol):
+    """What a layer does between its products; all are ``(B, T, n)``, ``x`` is the residual sum."""
+
+    def add_norm(self, x: Tensor, added: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+        """``x`` and what is added, and the norm of that."""
+
+    def add_memory_norm(
+        self,
+        x: Tensor,
+        added: Tensor,
+        value: Tensor,
+        convolution: nn.Conv1d,
+        norm: Norm,
+        mask: PaddingMask,
+    ) -> tuple[Tensor, Tensor]:
+        """The same with the FSMN memory of ``value`` added too; without ``x`` if it is narrower."""
+
+
+class PlainSums:
+    """``Sums`` in torch's operators, on any device."""
+
+    def add_norm(self, x: Tensor, added: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+        x = x + added
+        return x, norm(x)
+
+    def add_memory_norm(
+        self,
+        x: Tensor,
+        added: Tensor,
+        value: Tensor,
+        convolution: nn.Conv1d,
+        norm: Norm,
+        mask: PaddingMask,
+    ) -> tuple[Tensor, Tensor]:
+        added = added + fsmn_memory(value, convolution, mask)
+        x = x + added if x.shape == added.shape else added.to(x.dtype)
+        return x, norm(x)
+
+
+def fsmn_memory(value: Tensor, convolution: nn.Conv1d, mask: PaddingMask) -> Tensor:
+    """``(B, T, n)``; padding is zeroed before the convolution, so that no row feels another."""
+    if mask.frames is not None:
+        value = value * mask.frames
+    if torch.compiler.is_dynamo_compiling():
+        return value + convolve_by_taps(value, convolution.weight)
+    return value + convolution(value.transpose(1, 2)).transpose(1, 2)
+
+
+def convolve_by_taps(x: Tensor, weight: Tensor) -> Tensor:
+    """A depthwise convolution of ``(B, T, n)`` with ``(n, 1, k)``, as a sum that compilers fuse."""
+    n_frames, n_taps = x.shape[1], weight.shape[-1]
+    side = (n_taps - 1) // 2
+    padded, taps = F.pad(x, (0, 0, side, side)).float(), weight[:, 0].float()
+    shifted = [padded[:, tap : tap + n_frames] * taps[:, tap] for tap in range(n_taps)]
+    return sum(shifted[1:], shifted[0]).to(x.dtype)
+
+
 class SanmAttention(nn.Module):
-    """Self-attention over ``(B, T, n_in)`` and the FSMN memory of its values: ``(B, T, n_out)``."""
+    """Self-attention over ``(B, T, n_in)``, and the values that its FSMN memory is made of."""
 
     def __init__(self, n_in: int, n_out: int, n_heads: int, kernel_size: int) -> None:
         super().__init__()
@@ -107,7 +165,8 @@ class SanmAttention(nn.Module):
             n_out, n_out, kernel_size, padding=(kernel_size - 1) // 2, groups=n_out, bias=False
         )
 
-    def forward(self, x: Tensor, mask: PaddingMask) -> Tensor:
+    def forward(self, x: Tensor, mask: PaddingMask) -> tuple[Tensor, Tensor]:
+        """What is attended to and the values, both ``(B, T, n_out)``."""
         batch, n_frames, _ = x.shape
         query, key, value = self.linear_q_k_v(x).chunk(3, dim=-1)
         q, k, v = (
@@ -115,24 +174,7 @@ class SanmAttention(nn.Module):
         )
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.keys)
         context = context.transpose(1, 2).reshape(batch, n_frames, -1)
-        return self.linear_out(context) + self.memory(value, mask)
-
-    def memory(self, value: Tensor, mask: PaddingMask) -> Tensor:
-        """Padding is zeroed before the convolution, so that no row feels its neighbours."""
-        if mask.frames is not None:
-            value = value * mask.frames
-        if torch.compiler.is_dynamo_compiling():
-            return value + convolve_by_taps(value, self.fsmn_block.weight)
-        return value + self.fsmn_block(value.transpose(1, 2)).transpose(1, 2)
-
-
-def convolve_by_taps(x: Tensor, weight: Tensor) -> Tensor:
-    """A depthwise convolution of ``(B, T, n)`` with ``(n, 1, k)``, as a sum that compilers fuse."""
-    n_frames, n_taps = x.shape[1], weight.shape[-1]
-    side = (n_taps - 1) // 2
-    padded, taps = F.pad(x, (0, 0, side, side)).float(), weight[:, 0].float()
-    shifted = [padded[:, tap : tap + n_frames] * taps[:, tap] for tap in range(n_taps)]
-    return sum(shifted[1:], shifted[0]).to(x.dtype)
+        return self.linear_out(context), value
 
 
 class FeedForward(nn.Module):
@@ -167,10 +209,15 @@ class SanmLayer(nn.Module):
         self.norm1 = Norm(n_in)
         self.norm2 = Norm(n_out)
 
-    def forward(self, x: Tensor, mask: PaddingMask) -> Tensor:
-        attended = self.self_attn(self.norm1(x), mask)
-        x = x + attended if x.shape == attended.shape else attended.to(x.dtype)
-        return x + self.feed_forward(self.norm2(x))
+    def forward(
+        self, x: Tensor, added: Tensor | None, mask: PaddingMask, sums: Sums
+    ) -> tuple[Tensor, Tensor]:
+        """``x`` and what the layer before has not added to it yet; the same of this layer."""
+        x, normed = (x, self.norm1(x)) if added is None else sums.add_norm(x, added, self.norm1)
+        attended, value = self.self_attn(normed, mask)
+        convolution = self.self_attn.fsmn_block
+        x, normed = sums.add_memory_norm(x, attended, value, convolution, self.norm2, mask)
+        return x, self.feed_forward(normed)
 
 
 class SanmEncoder(nn.Module):
@@ -188,6 +235,7 @@ class SanmEncoder(nn.Module):
         self.positions: Tensor
         positions = sinusoidal_positions(KEPT_POSITIONS, config.input_size)
         self.register_buffer("positions", positions, persistent=False)
+        self.sums: Sums = PlainSums()
 
     def forward(self, x: Tensor, n_frames: Tensor | None) -> Tensor:
         """``(B, T, input_size)`` to ``(B, T, output_size)``; ``n_frames (B,)`` if rows are padded.
@@ -196,15 +244,21 @@ class SanmEncoder(nn.Module):
         """
         x = x * self.scale + self._positions(x)
         if n_frames is None:
-            mask = PaddingMask(None, None)
+            mask = PaddingMask()
         else:
             mask = PaddingMask.of(n_frames, x.shape[1], self.tp_norm.out_dtype)
-        for layer in (*self.encoders0, *self.encoders):
-            x = layer(x, mask)
-        x = self.after_norm(x)
-        for layer in self.tp_encoders:
-            x = layer(x, mask)
-        return self.tp_norm(x)
+        return self.blocks(x, mask)
+
+    def blocks(self, x: Tensor, mask: PaddingMask) -> Tensor:
+        """All but what comes ahead of the first layer; shapes as for ``forward``."""
+        x = self.after_norm(self._through((*self.encoders0, *self.encoders), x, mask))
+        return self.tp_norm(self._through(self.tp_encoders, x, mask))
+
+    def _through(self, layers: Iterable[nn.Module], x: Tensor, mask: PaddingMask) -> Tensor:
+        added: Tensor | None = None
+        for layer in layers:
+            x, added = layer(x, added, mask, self.sums)
+        return x if added is None else x + added
 
     def _positions(self, x: Tensor) -> Tensor:
         """Never replaced once made: captured graphs read them where they are."""

@@ -18,6 +18,7 @@ from sensevoice_service.ctc import best_path
 from sensevoice_service.cuda_graphs import BUCKETS, Bucket, CudaCapture, Graphs, InputMemory
 from sensevoice_service.encoder import EncoderConfig, SenseVoice
 from sensevoice_service.frontend import FeatureBatch, Frontend, read_cmvn, require_known
+from sensevoice_service.fused_sums import choose_sums
 from sensevoice_service.types import (
     PROMPT_FRAMES,
     SAMPLE_RATE_HZ,
@@ -60,6 +61,7 @@ class Engine:
         if self.device.type == "cuda":
             _prefer_kernels_of_any_shape()
             self.model.ctc.widen(HEAD_MULTIPLE)
+            self.model.encoder.sums = choose_sums(self.model.encoder, self.device)
         self._graphs = Graphs()
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Hypothesis]:

@@ -48,9 +48,11 @@ def test_a_tiny_run_measures_everything(tmp_path: Path, monkeypatch: pytest.Monk
     assert gpu.main(["--device", "cpu", "--tiny", "--json", str(path)]) == 0
     found = json.loads(path.read_text())
     assert [(one["engine"], one["what"]) for one in found["model"]] == [
-        (engine, f"{rows} x 0.5 s") for engine in ("kernels", "graphs") for rows in (1, 2)
+        (engine, f"{rows} x 0.5 s")
+        for engine in ("kernels", "graphs", "unfused")
+        for rows in (1, 2)
     ]
-    assert [one["what"] for one in found["pcm"]] == 2 * [
+    assert [one["what"] for one in found["pcm"]] == 3 * [
         "2 x 0.5 s, float32",
         "2 x 0.5 s, int16",
         "2 x 0.5 s, int16, two threads",

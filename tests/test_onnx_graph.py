@@ -33,13 +33,7 @@ def run(
 @torch.inference_mode()
 def reference(network: SenseVoice, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """The encoder without what comes ahead of its first block."""
-    encoder, hidden, mask = network.encoder, torch.from_numpy(x), PaddingMask(None, None)
-    for layer in (*encoder.encoders0, *encoder.encoders):
-        hidden = layer(hidden, mask)
-    hidden = encoder.after_norm(hidden)
-    for layer in encoder.tp_encoders:
-        hidden = layer(hidden, mask)
-    return encoder.tp_norm(hidden).numpy()
+    return network.encoder.blocks(torch.from_numpy(x), PaddingMask()).numpy()
 
 
 def inputs(n_frames: int) -> NDArray[np.float32]:
