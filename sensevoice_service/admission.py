@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
+from sensevoice_service.tasks import stop
 from sensevoice_service.types import NotReady, Overloaded, ServiceError, TimedOut
 
 LONGEST_RETRY_AFTER_S = 5
@@ -52,6 +53,11 @@ class Place:
         self._turn = turn
         self._over: asyncio.Future[NoReturn] = turn.get_loop().create_future()
 
+    @property
+    def is_granted(self) -> bool:
+        """Whether the slot is there, and the place has not ended."""
+        return self._turn.done() and not self._over.done()
+
     async def granted(self) -> None:
         """Wait for the slot. Raises ``Overloaded`` when that takes too long, or as ``within``."""
         timeout_s = self._admission.queue_timeout_s
@@ -72,8 +78,7 @@ class Place:
             await _first_of(working, self._over)
             return working.result() if working.done() else self._over.result()
         finally:
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+            await stop(working)
 
     def end(self, error: ServiceError) -> None:
         """Make those who wait for the slot, or for work within it, raise ``error``."""

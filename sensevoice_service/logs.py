@@ -61,6 +61,8 @@ def configure_logging(
     # It warns of each malformed body, which the request's own line reports already.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     logging.captureWarnings(True)
+    # No line tells of these, and they are looked up for each.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 def _fields(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, Any]:

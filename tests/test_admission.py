@@ -74,6 +74,15 @@ async def test_those_who_wait_come_in_by_the_order_of_their_coming() -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_place_tells_whether_it_has_its_slot() -> None:
+    door = admission(limit=1)
+    with door.enter() as first, door.enter() as second:
+        assert (first.is_granted, second.is_granted) == (True, False)
+        first.end(TimedOut("over"))
+        assert not first.is_granted
+
+
+@pytest.mark.asyncio
 async def test_a_newcomer_does_not_overtake_one_who_was_just_let_in() -> None:
     door = admission()
     first, second = Guest(door), Guest(door)

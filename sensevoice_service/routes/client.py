@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope
 
 from sensevoice_service.routes.errors import ClientGone, UploadStalled
 from sensevoice_service.routes.headers import header_of
+from sensevoice_service.tasks import stop
 
 READ_AHEAD_BYTES = 512 * 1024
 STALL_TIMEOUT_S = 30.0
@@ -66,9 +67,7 @@ class Client:
             await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
             return working.result() if working.done() else watching.result()
         finally:
-            for task in (working, watching):
-                task.cancel()
-            await asyncio.gather(working, watching, return_exceptions=True)
+            await stop(working, watching)
 
     async def _gone(self) -> NoReturn:
         """Ends only by raising ``ClientGone``, or what the reading of the body raises."""

@@ -43,6 +43,7 @@ from sensevoice_service.logs import FIELDS
 from sensevoice_service.routes.client import Client
 from sensevoice_service.routes.errors import ClientGone
 from sensevoice_service.routes.trace import RequestTrace
+from sensevoice_service.tasks import stop
 from sensevoice_service.types import Progress, ServiceError
 
 KEEP_ALIVE_S = 15.0
@@ -180,8 +181,7 @@ class EventStream(Response):
 
     async def end(self) -> None:
         """Cancel the work, where it still goes on, and wait until it has given up all it held."""
-        self._working.cancel()
-        await asyncio.gather(self._working, return_exceptions=True)
+        await stop(self._working)
 
     async def _tell(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}

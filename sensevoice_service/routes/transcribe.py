@@ -25,6 +25,7 @@ from sensevoice_service.routes import forms
 from sensevoice_service.routes.client import Client
 from sensevoice_service.routes.errors import UnsupportedFormat, error_body
 from sensevoice_service.routes.forms import FormLimits
+from sensevoice_service.routes.plain_route import PlainRoute
 from sensevoice_service.routes.schemas import (
     ERRORS,
     OTHER_ANSWERS,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
 
 def make_router(services: Services, limits: FormLimits, rules: SubtitleRules) -> APIRouter:
-    router = APIRouter(tags=["transcription"])
+    router = APIRouter(tags=["transcription"], route_class=PlainRoute)
     described = {"schema": TranscribeForm.model_json_schema()}
 
     @router.post(

@@ -39,7 +39,8 @@ async def slot(admission: Admission, client: Client, trace: RequestTrace) -> Asy
     came_s = time.perf_counter()
     with admission.enter() as place:
         try:
-            await client.unless_gone(place.granted())
+            if not place.is_granted:
+                await client.unless_gone(place.granted())
         finally:
             trace.wait_s = time.perf_counter() - came_s
         yield place
@@ -54,7 +55,7 @@ async def transcribe_files(
 ) -> list[PipelineResult | ServiceError]:
     """All files at once; what one of them raises is its own result. Cancels all or none."""
     began_s = time.perf_counter()
-    work = (
+    work = [
         _transcribe_file(
             pipeline,
             file,
@@ -63,8 +64,8 @@ async def transcribe_files(
             None if on_progress is None else partial(on_progress, index),
         )
         for index, file in enumerate(files)
-    )
-    results = await asyncio.gather(*work)
+    ]
+    results = await asyncio.gather(*work) if len(work) > 1 else [await work[0]]
     trace.process_s = time.perf_counter() - began_s
     if done := [result for result in results if not isinstance(result, ServiceError)]:
         _note(done, trace)
