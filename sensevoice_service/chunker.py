@@ -129,8 +129,8 @@ def cut(
         lanes.give(end)
         window.drop(next_start)
         overlap = end - next_start
-    if len(window.samples):
-        yield Chunk(window.samples.copy(), window.start_sample, index, options, overlap)
+    if len(window.samples):  # nothing writes over them any more
+        yield Chunk(window.samples, window.start_sample, index, options, overlap)
 
 
 class _Lanes:

@@ -35,8 +35,12 @@ _T = TypeVar("_T")
 
 # Four steps of 16 bits: below this there is nothing to hear, whatever a model makes of it.
 SILENCE_PEAK = 4 / 32_768
+FEW_SAMPLES = 256
 # Chunks of a file that share a task of the pool; at a file's end no more are left to be merged.
 MERGED_AT_ONCE = 8
+# A file of one chunk with no more tokens, some ten seconds of speech, is merged in half a
+# millisecond. To hand that to a thread and take it back costs a busy event loop about as much.
+INLINE_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -133,8 +137,8 @@ class Pipeline:
 class _Draft:
     """A transcript in the making. It is merged in the pool: that may take long for an event loop.
 
-    Where nobody listens, several are merged in one task, and what is ahead of the last chunk while
-    that is being recognised.
+    Where nobody listens, several are merged in one task, what is ahead of the last chunk while
+    that is being recognised, and a short file without the pool.
     """
 
     def __init__(self, vocabulary: Vocabulary, pool: Executor, teller: Teller | None) -> None:
@@ -157,8 +161,10 @@ class _Draft:
             await self._in_pool(self._merge)
 
     async def conclude(self, last: _Recognised, decode_s: float) -> PipelineResult:
+        is_only = last.result.start_sample == 0
         self._take(last)
-        transcript = await self._in_pool(self._finish)
+        is_short = is_only and len(last.result.hypothesis.token_ids) <= INLINE_TOKENS
+        transcript = self._finish() if is_short else await self._in_pool(self._finish)
         if self._teller is not None:
             self._teller.concluded(transcript.text)
         return PipelineResult(transcript, Timings(decode_s, self._queue_s, self._infer_s))
@@ -255,7 +261,13 @@ class _Recognition:
 
 
 def is_silent(samples: NDArray[np.float32]) -> bool:
-    return max(float(samples.max()), -float(samples.min())) < SILENCE_PEAK
+    """Of most audio a few samples tell."""
+    few = samples[:: len(samples) // FEW_SAMPLES + 1]
+    return _peak(few) < SILENCE_PEAK and _peak(samples) < SILENCE_PEAK
+
+
+def _peak(samples: NDArray[np.float32]) -> float:
+    return max(float(samples.max()), -float(samples.min()))
 
 
 def _without_tokens(hypothesis: Hypothesis) -> Hypothesis:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 # A header with more than this before its samples holds a picture, or was made to take time.
 HEAD_BYTES = 4_096
 SAMPLE_BYTES = 2
-_INT16_SCALE = np.float32(32_768)
+# A power of two, so that to multiply by it is to divide by 32,768, to the bit.
+_INT16_STEP = np.float32(1 / 32_768)
 _CHUNK = struct.Struct("<4sI")
 _PCM = 1
 # Format, channels, samples and bytes a second, bytes of all channels' samples, bits of one.
@@ -88,5 +89,5 @@ def read_samples(file: BinaryIO, stretch: Stretch, block_s: float) -> Generator[
         data = file.read(n_bytes)
         if len(data) < n_bytes:
             raise CorruptAudio("the file is cut off")
-        samples = np.frombuffer(data, "<i2")
-        yield Block(samples.astype(np.float32) / _INT16_SCALE, start)
+        samples = np.multiply(np.frombuffer(data, "<i2"), _INT16_STEP, dtype=np.float32)
+        yield Block(samples, start)

@@ -91,8 +91,9 @@ def _badness(before: Word, after: Word) -> float:
 
 
 def ends_sentence(word: Word) -> bool:
-    is_short = _ABBREVIATION.fullmatch(word.text.strip()) is not None
-    return not is_short and _SENTENCE_END.search(word.text) is not None
+    if _SENTENCE_END.search(word.text) is None:
+        return False
+    return _ABBREVIATION.fullmatch(word.text.strip()) is None
 
 
 def _runs(passages: Iterable[Passage]) -> Iterator[tuple[Passage, list[Word]]]:

@@ -24,7 +24,7 @@ _LEAST_SAMPLES = SAMPLE_RATE_HZ // 50  # between the starts of words, also if he
 _DIGITS_APART_SAMPLES = SAMPLE_RATE_HZ * 6 // 10
 _OPENING = ("Ps", "Pi")
 
-# Of single characters: all scripts in use at one time.
+# Of single characters, all scripts in use at one time, and of the words that are used most.
 _remembered = lru_cache(maxsize=1 << 14)
 
 
@@ -44,12 +44,14 @@ class Token:
 class _Look:
     """What tokens of one id add to the text.
 
-    ``text`` is that behind a token of its own kind, ``surface`` the same without space. One that
-    ``is_opening`` is a space or opening marks alone: they belong to what follows.
+    ``text`` is that behind a token of its own kind, ``surface`` the same without space, which takes
+    about ``length_samples`` to say. One that ``is_opening`` is a space or opening marks alone: they
+    belong to what follows.
     """
 
     text: str
     surface: str
+    length_samples: int
     starts_word: bool
     is_spoken: bool
     is_opening: bool
@@ -171,6 +173,7 @@ class _Looks(dict[int, _Look]):
         look = self[token_id] = _Look(
             text=text,
             surface=surface,
+            length_samples=sum(map(_length, surface)),
             starts_word=self._vocabulary.starts_word(token_id),
             is_spoken=is_spoken,
             is_opening=is_opening,
@@ -226,7 +229,7 @@ def _span(group: Sequence[_Piece]) -> tuple[int, int]:
     spoken = _spoken(group)
     first, last = spoken[0].token, spoken[-1].token
     start = max(0, first.start_sample - _LEAD_SAMPLES)
-    length = sum(map(_length, spoken[-1].look.surface))
+    length = spoken[-1].look.length_samples
     return start, max(last.end_sample, last.start_sample + length) - _LEAD_SAMPLES
 
 
@@ -259,12 +262,16 @@ def _text_behind(before: list[int], ids: list[int], vocabulary: Vocabulary) -> s
 def _characters(text: str, start: int, end: int) -> Iterator[Word]:
     """One word, or one for each character if a token has several of them, in equal shares."""
     texts = _split(text)
+    if len(texts) == 1:
+        yield Word(start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ, text)
+        return
     bounds = [(start + (end - start) * k / len(texts)) for k in range(len(texts) + 1)]
     for part, (first, last) in zip(texts, pairwise(bounds), strict=True):
         yield Word(first / SAMPLE_RATE_HZ, last / SAMPLE_RATE_HZ, part)
 
 
-def _split(text: str) -> list[str]:
+@_remembered
+def _split(text: str) -> tuple[str, ...]:
     """Cut ahead of each unspaced character that is spoken, and ahead of letters behind one."""
     parts = [""]
     waiting = last = ""
@@ -279,7 +286,7 @@ def _split(text: str) -> list[str]:
         parts[-1] += waiting + char
         waiting = ""
     parts[-1] += waiting
-    return parts
+    return tuple(parts)
 
 
 @_remembered

@@ -18,7 +18,14 @@ from sensevoice_service.audio import decode
 from sensevoice_service.batch_call import Completion
 from sensevoice_service.batcher import Batcher, BatchLimits
 from sensevoice_service.chunker import cut
-from sensevoice_service.pipeline import Pipeline, PipelinePolicy, PipelineResult, Queue
+from sensevoice_service.pipeline import (
+    INLINE_TOKENS,
+    Pipeline,
+    PipelinePolicy,
+    PipelineResult,
+    Queue,
+    is_silent,
+)
 from sensevoice_service.types import (
     SAMPLE_RATE_HZ,
     AudioTooLong,
@@ -26,6 +33,7 @@ from sensevoice_service.types import (
     CorruptAudio,
     DecodeOptions,
     EmptyFile,
+    Hypothesis,
     InferenceFailed,
     NotReady,
     ServiceError,
@@ -142,6 +150,47 @@ async def test_the_text_has_every_chunk_in_its_order(pool: ThreadPoolExecutor) -
     assert n_chunks(data, limits) > 5
     assert result.transcript.text == words(n_chunks(data, limits))
     assert result.transcript.duration_s == 11.0
+
+
+class TalkativeQueue:
+    """Answers at once, with many words."""
+
+    def __init__(self, n_tokens: int) -> None:
+        self._n_tokens = n_tokens
+
+    def submit(self, chunk: Chunk) -> Future[Completion]:
+        frames = np.arange(self._n_tokens, dtype=np.int32)
+        future: Future[Completion] = Future()
+        future.set_result(Completion(Hypothesis(frames + 1, frames, frames, ()), 0.0, 0.0, 1))
+        return future
+
+
+class CountingPool(ThreadPoolExecutor):
+    n_tasks = 0
+
+    def submit(self, *arguments: Any, **named: Any) -> Future[Any]:
+        self.n_tasks += 1
+        return super().submit(*arguments, **named)
+
+
+@pytest.mark.parametrize(("n_tokens", "n_tasks"), [(INLINE_TOKENS, 1), (INLINE_TOKENS + 1, 2)])
+async def test_the_merging_of_a_short_file_alone_keeps_the_event_loop(
+    n_tokens: int, n_tasks: int
+) -> None:
+    with CountingPool(1) as pool:
+        task = start(TalkativeQueue(n_tokens), pool, upload(recording(10)), policy(chunk_s=20))
+        result = await outcome(task)
+    assert len(result.transcript.text.split()) == n_tokens
+    assert pool.n_tasks == n_tasks
+
+
+async def test_the_last_of_several_chunks_is_merged_in_the_pool() -> None:
+    data, limits = recording(5), policy()
+    with CountingPool(1) as pool:
+        result = await outcome(start(EchoQueue(), pool, upload(data), limits))
+    n = n_chunks(data, limits)
+    assert result.transcript.text == words(n)
+    assert pool.n_tasks == n + 2  # one that merges all but the last, and one for that
 
 
 async def test_answers_in_another_order_change_nothing(pool: ThreadPoolExecutor) -> None:
@@ -391,6 +440,17 @@ async def test_a_faint_sound_is_no_silence(
     pipeline = Pipeline(batcher, pool, small_model.vocabulary, policy(chunk_s=20))
     result = await pipeline.transcribe(upload(wav(samples.tobytes())), OPTIONS)
     assert result.transcript.text
+
+
+def test_one_sample_is_enough_not_to_be_silent() -> None:
+    samples = np.zeros(10 * SAMPLE_RATE_HZ, np.float32)
+    assert is_silent(samples)
+    for place in (0, 1, 12_345, len(samples) - 1):
+        for level in (1e-3, -1e-3):
+            samples[place] = level
+            assert not is_silent(samples)
+            samples[place] = 0.0
+    assert is_silent(samples[:1])
 
 
 @pytest.mark.skipif(
