@@ -1,7 +1,8 @@
 """``python -m bench.fake_engine``: the service with a model that takes a fixed time and hears "a".
 
-What is left is the service's own work. ``FAKE_ENGINE_MS`` is what a chunk takes; there are as many
-workers as ``MODEL_WORKERS``, or two, and each does one chunk at a time without using a processor.
+What is left is the service's own work. ``FAKE_ENGINE_MS`` is what a chunk takes, in which as many
+words as ``FAKE_ENGINE_WORDS`` are heard, or one; there are as many workers as ``MODEL_WORKERS``, or
+two, and each does one chunk at a time without using a processor.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ ONE_BY_ONE = BatchLimits(max_items=1, max_padded_frames=2_000, max_wait_s=0.0)
 
 def load(settings: Settings, pool: Executor, _stop: threading.Event) -> LoadedModel:
     chunk_s = float(os.environ.get("FAKE_ENGINE_MS", DEFAULT_MS)) / 1_000
+    n_words = int(os.environ.get("FAKE_ENGINE_WORDS", 1))
 
     def hear(chunks: Sequence[Chunk]) -> list[Hypothesis]:
         time.sleep(chunk_s)
-        frames = np.zeros(1, np.int32)
-        return [Hypothesis(np.ones(1, np.int32), frames, frames, ()) for _ in chunks]
+        frames, words = np.arange(n_words, dtype=np.int32), np.ones(n_words, np.int32)
+        return [Hypothesis(words, frames, frames, ()) for _ in chunks]
 
     vocabulary = Vocabulary.from_pieces(["<blank>", "▁a"], lambda ids: " ".join("a" for _ in ids))
     batcher = Batcher([hear] * (settings.MODEL_WORKERS or DEFAULT_WORKERS), ONE_BY_ONE)

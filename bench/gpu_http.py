@@ -2,8 +2,9 @@
 
 ``python -m bench.gpu_http --model DIR [--clients N] [--processes N] [--json FILE]``. Meant for a
 GPU, so with as many slots and as large batches as there are clients; ``--set`` says otherwise.
-Where there is none, ``--set DEVICE=cpu`` tries the script itself. The clients run in processes of
-their own, or one of Python's would be all that is measured.
+Where there is none, ``--set DEVICE=cpu`` tries the script itself, and ``--without-model`` tells how
+far all but the model goes: a chunk takes ``ENGINE_MS`` then, and no processor. The clients run in
+processes of their own, or one of Python's would be all that is measured.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ from bench.server import Load, Server, run_load, served, serving
 LEAST_RTFX = 3_000.0
 STAGES = ("wait", "decode", "queue", "infer", "total")
 WARM_UP_REQUESTS = 4  # for each client
+# Sixteen chunks at once, and 800 a second, are more than one process of Python has use for. Forty
+# words are what ten seconds of fast speech have.
+ENGINE_MS, ENGINE_WORKERS, ENGINE_WORDS = 20, 16, 40
 
 
 @dataclass(frozen=True)
@@ -88,18 +92,24 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--processes", type=int, default=4, help="that the clients are spread over")
     parser.add_argument("--requests", type=int, default=4_096)
+    parser.add_argument("--without-model", action="store_true")
     arguments = parser.parse_args(given)
     room = [
         f"MAX_CONCURRENT_REQUESTS={arguments.clients}",
         f"BATCH_SIZE={arguments.clients}",
     ]
     environment = environment_of(arguments.model, [*room, *arguments.set])
-    if "DEVICE" not in environment and not torch.cuda.is_available():
+    command, engine = ["api.py"], {}
+    if arguments.without_model:
+        command = ["-m", "bench.fake_engine"]
+        engine = {"FAKE_ENGINE_MS": str(ENGINE_MS), "FAKE_ENGINE_WORDS": str(ENGINE_WORDS)}
+        environment["MODEL_WORKERS"] = str(ENGINE_WORKERS)
+    elif "DEVICE" not in environment and not torch.cuda.is_available():
         print(NO_GPU)
         return
     report = Report("gpu_http", changed(environment))
     print(report.header())
-    with serving(environment) as server:
+    with serving({**environment, **engine}, command) as server:
         print(served(server), flush=True)
         found = measure(server, arguments)
     print(

@@ -42,6 +42,14 @@ def test_through_http_a_cpu_tries_the_script_and_is_held_to_nothing(
     assert "MISSED" not in told
 
 
+def test_all_but_the_model_is_measured_without_one(capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--clients", "2", "--processes", "1", "--requests", "4"]
+    gpu_http.main([*size, "--without-model"])
+    told = capsys.readouterr().out
+    assert "fake, 0.0 M parameters" in told
+    assert "4 clips of 10 s from 2 clients: RTFx" in told
+
+
 def test_a_tiny_run_measures_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "LEAST_RUN_S", 0.0)
     path = tmp_path / "gpu.json"
