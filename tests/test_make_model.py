@@ -12,7 +12,11 @@ import torch
 import yaml
 
 from bench.make_model import BPE_MODEL_NAME, CONFIG, TAG_IDS, main, make_model
+from bench.peers.audio import read_voices, speech
+from sensevoice_service.ctc import BLANK_ID
+from sensevoice_service.engine import ModelFiles, load_engine
 from sensevoice_service.model_store import open_folder
+from sensevoice_service.types import PROMPT_FRAMES, Chunk, DecodeOptions
 
 PUBLISHED_CONFIG = (
     Path(__file__).resolve().parents[2] / "shared" / "sensevoice-small" / "config.yaml"
@@ -82,6 +86,16 @@ def test_making_a_model_leaves_torchs_own_seed_alone(tmp_path: Path) -> None:
     torch.manual_seed(7)
     make_model(tmp_path, small=True)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_blank_is_as_frequent_as_is_wanted(tmp_path: Path) -> None:
+    make_model(tmp_path, small=True, blank_share=0.75)
+    files = ModelFiles(tmp_path / "config.yaml", tmp_path / "model.pt", tmp_path / "am.mvn")
+    engine = load_engine(files, 25_055, torch.device("cpu"), "fp32")
+    clips = [speech(read_voices(), 5.0, number) for number in range(4)]
+    batch = engine.frontend([Chunk(clip, 0, 0, DecodeOptions()) for clip in clips])
+    share = float((engine.run(batch)[:, PROMPT_FRAMES:] == BLANK_ID).float().mean())
+    assert share == pytest.approx(0.75, abs=0.02)
 
 
 def test_the_vocabulary_has_the_tags_at_their_published_ids(tokenizer: Any) -> None:
