@@ -174,9 +174,12 @@ def time_calls(call: Callable[[], object], device: torch.device, n_calls: int = 
     return times_s
 
 
+def feature_frames(seconds: float) -> int:
+    return lfr_frames(round(seconds * SAMPLE_RATE_HZ))
+
+
 def has_graph(rows: int, seconds: float) -> bool:
-    n_frames = PROMPT_FRAMES + lfr_frames(round(seconds * SAMPLE_RATE_HZ))
-    return best_bucket(BUCKETS, rows, n_frames) is not None
+    return best_bucket(BUCKETS, rows, PROMPT_FRAMES + feature_frames(seconds)) is not None
 
 
 def measure_model(
@@ -187,7 +190,7 @@ def measure_model(
     on_gpu = device.type == "cuda"
     peak = peak_tflops(torch.cuda.get_device_name(device)) if on_gpu else None
     for rows, seconds in shapes:
-        n_frames = lfr_frames(round(seconds * SAMPLE_RATE_HZ))
+        n_frames = feature_frames(seconds)
         prompts = torch.zeros(rows, dtype=torch.long, device=device)
         features = torch.randn(rows, n_frames, engine.model.config.input_size, device=device)
         batch = FeatureBatch(features, None, prompts, prompts, (n_frames,) * rows)
@@ -283,14 +286,11 @@ def print_row(figure: Figure | Numerics) -> None:
 def measure(plan: Plan, device: torch.device, backend: str | None) -> dict[str, list[Any]]:
     plain, graphed = (make_engine(plan, device, "bf16") for _ in range(2))
     shapes = list(product(plan.rows, plan.seconds))
-    unfused, extremes = (
-        make_unfused(plan, device, "bf16"),
-        [(1, plan.pcm_s), (plan.pcm_rows, plan.pcm_s)],
-    )
+    extremes = [(1, plan.pcm_s), (plan.pcm_rows, plan.pcm_s)]
     runs = [
         ("kernels", plain, shapes),
         ("graphs", graphed, [shape for shape in shapes if has_graph(*shape)]),
-        ("unfused", unfused, extremes),
+        ("unfused", make_unfused(plan, device, "bf16"), extremes),
     ]
     if backend:
         compiled = make_unfused(plan, device, "bf16")

@@ -9,6 +9,7 @@ batch is copied into the next larger shape, where the rest is padding.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ class Graphs:
         The largest come first, so that the others fit into the memory that they share. What
         ``forward`` reads besides its arguments has to stay where it is.
         """
-        most_frames = MAX_BUCKET_FRAMES
+        most_frames: float = math.inf
         for bucket in sorted(buckets, key=lambda b: -b.padded_frames):
             if bucket in self._captured or bucket.padded_frames > most_frames:
                 continue

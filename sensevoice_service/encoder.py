@@ -96,6 +96,22 @@ class Norm(nn.LayerNorm):
         return super().forward(input).to(self.out_dtype)
 
 
+@dataclass(frozen=True, eq=False)
+class FsmnMemory:
+    """What an FSMN memory is made of: values ``(B, T, n)`` and their depthwise convolution."""
+
+    value: Tensor
+    convolution: nn.Conv1d
+    mask: PaddingMask
+
+    def __call__(self) -> Tensor:
+        """``(B, T, n)``; padding is zeroed before the convolution, so that no row feels another."""
+        value = self.value if self.mask.frames is None else self.value * self.mask.frames
+        if torch.compiler.is_dynamo_compiling():
+            return value + convolve_by_taps(value, self.convolution.weight)
+        return value + self.convolution(value.transpose(1, 2)).transpose(1, 2)
+
+
 class Sums(Protocol):
     """What a layer does between its products; all are ``(B, T, n)``, ``x`` is the residual sum."""
 
@@ -103,15 +119,9 @@ class Sums(Protocol):
         """``x`` and what is added, and the norm of that."""
 
     def add_memory_norm(
-        self,
-        x: Tensor,
-        added: Tensor,
-        value: Tensor,
-        convolution: nn.Conv1d,
-        norm: Norm,
-        mask: PaddingMask,
+        self, x: Tensor, added: Tensor, memory: FsmnMemory, norm: Norm
     ) -> tuple[Tensor, Tensor]:
-        """The same with the FSMN memory of ``value`` added too; without ``x`` if it is narrower."""
+        """The same with the memory added too; without ``x`` where that is of another width."""
 
 
 class PlainSums:
@@ -122,26 +132,11 @@ class PlainSums:
         return x, norm(x)
 
     def add_memory_norm(
-        self,
-        x: Tensor,
-        added: Tensor,
-        value: Tensor,
-        convolution: nn.Conv1d,
-        norm: Norm,
-        mask: PaddingMask,
+        self, x: Tensor, added: Tensor, memory: FsmnMemory, norm: Norm
     ) -> tuple[Tensor, Tensor]:
-        added = added + fsmn_memory(value, convolution, mask)
+        added = added + memory()
         x = x + added if x.shape == added.shape else added.to(x.dtype)
         return x, norm(x)
-
-
-def fsmn_memory(value: Tensor, convolution: nn.Conv1d, mask: PaddingMask) -> Tensor:
-    """``(B, T, n)``; padding is zeroed before the convolution, so that no row feels another."""
-    if mask.frames is not None:
-        value = value * mask.frames
-    if torch.compiler.is_dynamo_compiling():
-        return value + convolve_by_taps(value, convolution.weight)
-    return value + convolution(value.transpose(1, 2)).transpose(1, 2)
 
 
 def convolve_by_taps(x: Tensor, weight: Tensor) -> Tensor:
@@ -215,8 +210,8 @@ class SanmLayer(nn.Module):
         """``x`` and what the layer before has not added to it yet; the same of this layer."""
         x, normed = (x, self.norm1(x)) if added is None else sums.add_norm(x, added, self.norm1)
         attended, value = self.self_attn(normed, mask)
-        convolution = self.self_attn.fsmn_block
-        x, normed = sums.add_memory_norm(x, attended, value, convolution, self.norm2, mask)
+        memory = FsmnMemory(value, self.self_attn.fsmn_block, mask)
+        x, normed = sums.add_memory_norm(x, attended, memory, self.norm2)
         return x, self.feed_forward(normed)
 
 

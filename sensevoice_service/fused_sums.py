@@ -11,21 +11,21 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sensevoice_service.cuda_driver import CudaFunction, open_driver
 from sensevoice_service.encoder import (
+    FsmnMemory,
     Norm,
     PaddingMask,
     PlainSums,
     SanmEncoder,
     SanmLayer,
     Sums,
-    convolve_by_taps,
 )
 
 # Shares of the largest value. Sums are in fp32, norms may be in bf16.
@@ -88,17 +88,12 @@ class FusedSums:
         return _run(self._launch, x, added, added, norm.weight, norm, PaddingMask())
 
     def add_memory_norm(
-        self,
-        x: Tensor,
-        added: Tensor,
-        value: Tensor,
-        convolution: nn.Conv1d,
-        norm: Norm,
-        mask: PaddingMask,
+        self, x: Tensor, added: Tensor, memory: FsmnMemory, norm: Norm
     ) -> tuple[Tensor, Tensor]:
         if x.shape != added.shape:
-            return self._plain.add_memory_norm(x, added, value, convolution, norm, mask)
-        return _run(self._launch_memory, x, added, value, self._taps[convolution], norm, mask)
+            return self._plain.add_memory_norm(x, added, memory, norm)
+        taps = self._taps[memory.convolution]
+        return _run(self._launch_memory, x, added, memory.value, taps, norm, memory.mask)
 
 
 def _run(
@@ -192,27 +187,27 @@ def launcher(n: int, n_taps: int, product_dtype: torch.dtype, device: torch.devi
 
 @torch.inference_mode()
 def require_likeness(sums: Sums, encoder: SanmEncoder) -> None:
-    """Raises ``ValueError`` unless random frames of a layer get what they get in fp32."""
+    """Raises ``ValueError`` unless random frames of a layer get what plain sums give in fp32."""
     layer = layers_of(encoder)[-1]
     norm, convolution = layer.norm2, layer.self_attn.fsmn_block
-    n, device = len(norm.weight), norm.weight.device
+    exact, plain = deepcopy(convolution).float(), PlainSums()
+    n, dtype, device = len(norm.weight), convolution.weight.dtype, norm.weight.device
     lengths = torch.tensor([37, 1, 20], device=device)
     generator = torch.Generator(device).manual_seed(0)
     x, *products = torch.randn(5, 3, 37, n, generator=generator, device=device)
-    added, value = products[0].to(convolution.weight.dtype), torch.cat(products[1:], dim=-1)
-    value = value.to(convolution.weight.dtype)[..., 2 * n :]
+    added = products[0].to(dtype)
+    value = torch.cat(products[1:], dim=-1).to(dtype)[..., 2 * n :]
     for mask in (PaddingMask(), PaddingMask.of(lengths, 37, torch.float32)):
-        found = sums.add_memory_norm(x, added, value, convolution, norm, mask)
-        memory = value.float() if mask.frames is None else value.float() * mask.frames
-        memory = memory + convolve_by_taps(memory, convolution.weight)
-        _require_close(found, x + added.float() + memory, norm)
-    _require_close(sums.add_norm(x, added, norm), x + added.float(), norm)
+        found = sums.add_memory_norm(x, added, FsmnMemory(value, convolution, mask), norm)
+        memory = FsmnMemory(value.float(), exact, mask)
+        _require_close(found, plain.add_memory_norm(x, added.float(), memory, norm))
+    _require_close(sums.add_norm(x, added, norm), plain.add_norm(x, added.float(), norm))
 
 
-def _require_close(found: tuple[Tensor, Tensor], total: Tensor, norm: Norm) -> None:
-    normed = F.layer_norm(total, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+def _require_close(found: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> None:
+    """Sums and norms."""
     limits = (MOST_ERROR_OF_SUMS, MOST_ERROR_OF_NORMS)
-    for ours, exact, most in zip(found, (total, normed), limits, strict=True):
-        error = float((ours.float() - exact).abs().max() / exact.abs().max())
+    for ours, theirs, most in zip(found, wanted, limits, strict=True):
+        error = float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max())
         if not error <= most:
             raise ValueError(f"they are off by {error:.2g} of the largest value")

@@ -59,9 +59,12 @@ def interpreted(n_taps: int, dtype: torch.dtype) -> Launch:
     return launch
 
 
+def both_interpreted(dtype: torch.dtype) -> tuple[Launch, Launch]:
+    return interpreted(0, dtype), interpreted(CONFIG.kernel_size, dtype)
+
+
 def fuse(network: SenseVoice, dtype: torch.dtype) -> FusedSums:
-    launches = (interpreted(n_taps, dtype) for n_taps in (0, CONFIG.kernel_size))
-    return FusedSums(taps_of(network.encoder), *launches)
+    return FusedSums(taps_of(network.encoder), *both_interpreted(dtype))
 
 
 def run_both(lengths: tuple[int, ...] | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -115,9 +118,8 @@ def test_no_row_feels_its_padding(interpreter: Call) -> None:
 def judge(shift: int, dtype: torch.dtype) -> str:
     """What is said of sums whose convolution is off by ``shift`` frames."""
     network = make_network(dtype)
-    sums = fuse(network, dtype)
     taps = {module: taps.roll(shift, 0) for module, taps in taps_of(network.encoder).items()}
-    sums = FusedSums(taps, sums._launch, sums._launch_memory)
+    sums = FusedSums(taps, *both_interpreted(dtype))
     try:
         require_likeness(sums, network.encoder)
     except ValueError as error:
@@ -133,7 +135,7 @@ def test_kernels_are_compared_before_they_serve(interpreter: Call, dtype: torch.
 
 def chosen(dtype: torch.dtype) -> str:
     encoder = make_network(dtype).encoder
-    launches = tuple(interpreted(n_taps, dtype) for n_taps in (0, CONFIG.kernel_size))
+    launches = both_interpreted(dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused_sums, "compile_for", lambda encoder, device: launches)
         return type(choose_sums(encoder, CPU)).__name__
