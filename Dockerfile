@@ -16,6 +16,12 @@ ARG PIP_INSTALL="/opt/venv/bin/pip install --no-cache-dir --disable-pip-version-
 RUN sed -n '/^setuptools==/,/# via/p' /tmp/requirements.lock > /tmp/setuptools.lock \
     && ${PIP_INSTALL} -r /tmp/setuptools.lock \
     && ${PIP_INSTALL} -r /tmp/requirements.lock
+# The image has no compiler: what is compiled at a first start elsewhere is compiled here.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+COPY sensevoice_service /app/sensevoice_service
+RUN cd /app && python3 -m sensevoice_service.native_library
 
 FROM ${CUDA_IMAGE}
 RUN apt-get update \
@@ -27,6 +33,7 @@ COPY --from=build /opt/venv /opt/venv
 WORKDIR /app
 COPY config.py api.py ./
 COPY sensevoice_service ./sensevoice_service
+COPY --from=build /app/sensevoice_service/native ./sensevoice_service/native
 COPY samples ./samples
 
 # MODEL is a hub id and not "auto": where the model cannot be had the container ends with exit code 3

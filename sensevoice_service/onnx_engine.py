@@ -7,13 +7,10 @@ will be: threads of both at once get into each other's way.
 
 from __future__ import annotations
 
-import math
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,43 +21,20 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import numpy as np
 import onnxruntime as ort
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from sensevoice_service.callers import Callers, Threads
 from sensevoice_service.ctc import best_path
-from sensevoice_service.encoder import (
-    EMOTION_ROW,
-    EVENT_ROW,
-    EncoderConfig,
-    SenseVoice,
-    sinusoidal_positions,
-)
+from sensevoice_service.encoder import SenseVoice
+from sensevoice_service.encoder_inputs import EncoderInputs, Features
 from sensevoice_service.engine import Precision
 from sensevoice_service.frontend import FeatureBatch, Frontend
 from sensevoice_service.onnx_graph import Int8, build_graph
-from sensevoice_service.types import (
-    SAMPLE_RATE_HZ,
-    Chunk,
-    DecodeOptions,
-    Hypothesis,
-    ModelError,
-)
+from sensevoice_service.types import SAMPLE_RATE_HZ, Chunk, DecodeOptions, Hypothesis
 
 # onnxruntime's fused form of a sum and a norm is an order of magnitude slower than the two.
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
-# What int8 costs is a few hundredths; kernels that overflow leave nothing of the direction.
-LEAST_LIKENESS = 0.9
-
-Features = NDArray[np.float32]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Threads:
-    """Cores for each of several callers, and for one that is alone."""
-
-    narrow: int
-    wide: int
 
 
 class OnnxEngine:
@@ -77,15 +51,14 @@ class OnnxEngine:
         self.device = frontend.device
         self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
         self._n_tokens = model.config.vocab_size
-        self._inputs = _Inputs(model)
+        self._inputs = EncoderInputs(model)
         weights = {name: value.numpy() for name, value in model.state_dict().items()}
         graph = build_graph(weights, model.config, int8)
         self._wide = open_session(graph, threads.wide)
         same = threads.narrow == threads.wide
         self._narrow = self._wide if same else open_session(graph, threads.narrow)
-        self._n_shares = max(1, threads.wide // threads.narrow)
-        self._lock = threading.Lock()
-        self._n_callers = 0
+        self._n_shares = threads.n_shares
+        self._callers = Callers()
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Hypothesis]:
         return self.infer(self.frontend(chunks))
@@ -95,7 +68,7 @@ class OnnxEngine:
         rows = []
         for x in self._inputs.rows(batch):
             with self._session(batch) as session:
-                rows.append(session.run(["ids"], {"x": x})[0][0].astype(np.int32))
+                rows.append(session.run(["ids"], {"x": x[None]})[0][0].astype(np.int32))
         return [best_path(row) for row in rows]
 
     @torch.inference_mode()
@@ -105,7 +78,7 @@ class OnnxEngine:
         found = []
         for row, x in enumerate(self._inputs.rows(batch)):
             with self._session(batch) as session:
-                logits = session.run(["logits"], {"x": x})[0][0][:, : self._n_tokens]
+                logits = session.run(["logits"], {"x": x[None]})[0][0][:, : self._n_tokens]
             found.append(read(row, torch.from_numpy(logits)))
             del logits
         return found
@@ -113,7 +86,7 @@ class OnnxEngine:
     def hidden(self, batch: FeatureBatch) -> list[Features]:
         """What the CTC head sees of each row: float32 ``(4 + T, output_size)``."""
         rows = self._inputs.rows(batch)
-        return [self._narrow.run(["hidden"], {"x": x})[0][0] for x in rows]
+        return [self._narrow.run(["hidden"], {"x": x[None]})[0][0] for x in rows]
 
     def warm_up(self, shapes: Sequence[tuple[int, float]]) -> None:
         """Run the longest of the (rows, seconds) as a lone caller and as many at once.
@@ -132,40 +105,8 @@ class OnnxEngine:
 
     @contextmanager
     def _session(self, batch: FeatureBatch) -> Iterator[ort.InferenceSession]:
-        with self._lock:
-            self._n_callers += 1
-            is_alone = self._n_callers == 1 and not batch.has_followers
-        try:
+        with self._callers.enter(has_followers=batch.has_followers) as is_alone:
             yield self._wide if is_alone else self._narrow
-        finally:
-            with self._lock:
-                self._n_callers -= 1
-
-
-class _Inputs:
-    """Puts prompts and positions to features, as ``SenseVoice.encode`` does."""
-
-    def __init__(self, model: SenseVoice) -> None:
-        self._config: EncoderConfig = model.config
-        self._scale = np.float32(math.sqrt(model.config.output_size))
-        self._prompts = model.embed.weight.detach().numpy().copy()
-        self._positions = np.empty((0, model.config.input_size), np.float32)
-
-    def rows(self, batch: FeatureBatch) -> Iterator[Features]:
-        """Each row without its padding: float32 ``(1, 4 + T, input_size)``."""
-        languages, textnorms = batch.language_rows.tolist(), batch.textnorm_rows.tolist()
-        features = batch.features.numpy()
-        for index, length in enumerate(batch.lengths):
-            prompts = self._prompts[[languages[index], EVENT_ROW, EMOTION_ROW, textnorms[index]]]
-            x = np.concatenate((prompts, features[index, :length]))
-            yield (x * self._scale + self._first_positions(len(x)))[None]
-
-    def _first_positions(self, n_frames: int) -> Features:
-        positions = self._positions
-        if len(positions) < n_frames:
-            positions = sinusoidal_positions(2 * n_frames, self._config.input_size).numpy()
-            self._positions = positions  # threads that meet here may replace it by a shorter one
-        return positions[:n_frames]
 
 
 def open_session(graph: bytes, n_threads: int) -> ort.InferenceSession:
@@ -183,26 +124,3 @@ def choose_int8(cpuinfo: Path = Path("/proc/cpuinfo")) -> Int8:
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set[str]()
     is_old_x86 = "avx2" in flags and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
     return Int8(limit=63 if is_old_x86 else 127)
-
-
-def likeness(reference: Sequence[Features], found: Sequence[Features]) -> float:
-    """Mean cosine between frames of two engines' hidden states, 1 where they are the same."""
-    a, b = np.concatenate(reference), np.concatenate(found)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(np.mean(np.sum(a * b, axis=1) / np.maximum(norms, 1e-9)))
-
-
-@torch.inference_mode()
-def require_likeness(model: SenseVoice, engine: OnnxEngine, chunk: Chunk) -> float:
-    """Compare with the model in fp32 on one utterance; raises ``ModelError`` where they differ."""
-    batch = engine.frontend([chunk])
-    reference = model.encode(
-        batch.features, batch.n_frames, batch.language_rows, batch.textnorm_rows
-    )
-    found = likeness([reference[0].numpy()], engine.hidden(batch))
-    if not found >= LEAST_LIKENESS:
-        raise ModelError(
-            f"{engine.precision} on this CPU does not agree with fp32 (cosine {found:.2f}):"
-            " set QUANTIZE=off"
-        )
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import threading
@@ -9,12 +10,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from sensevoice_service import loading
 from sensevoice_service.batcher import Batcher, Worker
+from sensevoice_service.callers import Threads
 from sensevoice_service.loading import (
     CHECK_UTTERANCE,
     AnyEngine,
@@ -24,7 +27,13 @@ from sensevoice_service.loading import (
     open_model,
     share_cores,
 )
-from sensevoice_service.onnx_engine import Threads
+from sensevoice_service.native_library import (
+    PLAIN,
+    TILES,
+    NativeUnavailable,
+    load_library,
+    suits,
+)
 from sensevoice_service.onnx_graph import Int8
 from sensevoice_service.types import Chunk, DecodeOptions, Hypothesis, ModelError
 from tests.echo import ONE_BY_ONE, PATIENT_S
@@ -62,6 +71,12 @@ def test_every_engine_can_be_steered(demo: Model, quantize: str) -> None:
     assert heard.token_ids.tolist() == demo.engine([check_chunk()])[0].token_ids.tolist()
 
 
+@pytest.fixture
+def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "suits", lambda target: False)
+
+
+@pytest.mark.usefixtures("without_tiles")
 def test_where_the_cpu_gets_int8_wrong_auto_serves_fp32_and_says_so(
     demo: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -73,12 +88,79 @@ def test_where_the_cpu_gets_int8_wrong_auto_serves_fp32_and_says_so(
     assert "serving in fp32" in caplog.text
 
 
+@pytest.mark.usefixtures("without_tiles")
 def test_where_the_cpu_gets_int8_wrong_int8_is_refused(
     demo: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "choose_int8", lambda: Int8(limit=1))
     with pytest.raises(ModelError, match="set QUANTIZE=off"):
         open_model(demo.folder, EngineOptions("cpu", "int8"))
+
+
+@pytest.mark.usefixtures("without_tiles")
+def test_without_a_tile_unit_int8_is_onnxruntimes(
+    demo: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        opened = open_model(demo.folder, EngineOptions("cpu", "int8"))
+    assert opened.engine.precision == "int8"
+    assert "int8 in onnxruntime agrees with fp32" in caplog.text
+    heard = opened.engine([check_chunk()])[0]
+    assert heard.token_ids.tolist() == demo.engine([check_chunk()])[0].token_ids.tolist()
+
+
+@pytest.fixture
+def with_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain C where this CPU has none: the same engine."""
+    if not suits(TILES):
+        monkeypatch.setattr(loading, "suits", lambda target: True)
+        monkeypatch.setattr(loading, "load_library", lambda: load_library(PLAIN))
+
+
+@pytest.mark.usefixtures("with_tiles")
+def test_with_a_tile_unit_int8_is_native(demo: Model, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        opened = open_model(demo.folder, EngineOptions("cpu", "auto"))
+    assert opened.engine.precision == "int8"
+    assert "int8 on the CPU's tile unit agrees with fp32" in caplog.text
+    heard = opened.engine([check_chunk()])[0]
+    assert heard.token_ids.tolist() == demo.engine([check_chunk()])[0].token_ids.tolist()
+
+
+@pytest.mark.usefixtures("with_tiles")
+def test_where_the_native_library_cannot_be_had_onnxruntime_serves(
+    demo: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise NativeUnavailable("there is no C compiler (cc) for the native encoder")
+
+    monkeypatch.setattr(loading, "load_library", fail)
+    with caplog.at_level(logging.INFO):
+        opened = open_model(demo.folder, EngineOptions("cpu", "auto"))
+    assert "there is no C compiler (cc)" in caplog.text
+    assert "int8 in onnxruntime agrees with fp32" in caplog.text
+    assert opened.engine.precision == "int8"
+
+
+@pytest.mark.usefixtures("with_tiles")
+def test_a_native_library_that_hears_something_else_does_not_serve(
+    demo: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Deaf:
+        """Stands for the library: of one utterance it hears nothing."""
+
+        def sensevoice_encode(self, *arguments: Any) -> int:
+            n_frames = ctypes.cast(arguments[2], ctypes.POINTER(ctypes.c_int32))[0]
+            n_bytes = n_frames * demo.engine.model.config.output_size * 4
+            ctypes.memset(arguments[6], 0, n_bytes)
+            return 1
+
+    monkeypatch.setattr(loading, "load_library", Deaf)
+    with caplog.at_level(logging.INFO):
+        opened = open_model(demo.folder, EngineOptions("cpu", "auto"))
+    assert "does not agree with fp32" in caplog.text
+    assert "int8 in onnxruntime agrees with fp32" in caplog.text
+    assert opened.engine.precision == "int8"
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", ".dockerignore"])

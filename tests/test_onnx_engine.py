@@ -12,16 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from sensevoice_service.callers import Threads
 from sensevoice_service.ctc import best_path
 from sensevoice_service.frontend import FeatureBatch
+from sensevoice_service.likeness import require_likeness
 from sensevoice_service.loading import check_chunk
-from sensevoice_service.onnx_engine import (
-    OnnxEngine,
-    Threads,
-    choose_int8,
-    likeness,
-    require_likeness,
-)
+from sensevoice_service.onnx_engine import OnnxEngine, choose_int8
 from sensevoice_service.onnx_graph import Int8
 from sensevoice_service.types import Chunk, Hypothesis, ModelError
 from tests.models import Model, chunk_of, noise
@@ -142,15 +138,6 @@ def test_a_chunk_that_others_will_follow_leaves_room_for_them(demo: Model) -> No
     assert same(engine([followed])[0], engine([check_chunk()])[0])
 
 
-def test_a_caller_that_failed_is_no_longer_counted(demo: Model) -> None:
-    engine = OnnxEngine(demo.engine.model, demo.engine.frontend, None, SHARED)
-    batch = engine.frontend([check_chunk()])
-    with pytest.raises(ValueError, match="broken"), engine._session(batch):
-        raise ValueError("broken")
-    with engine._session(batch) as session:
-        assert session is engine._wide
-
-
 def test_audio_longer_than_all_before_gets_its_positions(demo: Model, engine: OnnxEngine) -> None:
     long = chunk_of(np.tile(check_chunk().samples, 20))
     heard, wanted = engine([long])[0], demo.engine([long])[0]
@@ -177,13 +164,6 @@ def test_the_range_of_weights_follows_the_cpu(tmp_path: Path, flags: str, limit:
 
 def test_without_cpuinfo_the_range_is_whole(tmp_path: Path) -> None:
     assert choose_int8(tmp_path / "none") == Int8(127)
-
-
-def test_likeness_is_one_for_the_same_and_none_for_noise() -> None:
-    rng = np.random.default_rng(0)
-    a = rng.normal(size=(50, 64)).astype(np.float32)
-    assert likeness([a[:20], a[20:]], [a[:20], 2 * a[20:]]) == pytest.approx(1.0, abs=1e-6)
-    assert abs(likeness([a], [rng.normal(size=a.shape).astype(np.float32)])) < 0.1
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sensevoice_service.callers import Threads
 from sensevoice_service.engine import Engine
 from sensevoice_service.frontend import FeatureBatch
-from sensevoice_service.onnx_engine import OnnxEngine, Threads
+from sensevoice_service.onnx_engine import OnnxEngine
 from sensevoice_service.onnx_graph import Int8
 from sensevoice_service.steering import TOP_TOKENS, Legible, SteeredEngine, score_frames
 from sensevoice_service.types import Chunk, DecodeOptions, Hypothesis

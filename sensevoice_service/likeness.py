@@ -1,0 +1,52 @@
+"""Whether an engine hears what the model in fp32 hears."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sensevoice_service.encoder import SenseVoice
+from sensevoice_service.engine import Precision
+from sensevoice_service.frontend import FeatureBatch, Frontend
+from sensevoice_service.types import Chunk, ModelError
+
+# What int8 costs is a few hundredths; kernels that overflow leave nothing of the direction.
+LEAST_LIKENESS = 0.9
+
+Features = NDArray[np.float32]
+
+
+class Comparable(Protocol):
+    """An engine whose hidden states can be read."""
+
+    frontend: Frontend
+    precision: Precision
+
+    def hidden(self, batch: FeatureBatch) -> list[Features]: ...
+
+
+def likeness(reference: Sequence[Features], found: Sequence[Features]) -> float:
+    """Mean cosine between frames of two engines' hidden states, 1 where they are the same."""
+    a, b = np.concatenate(reference), np.concatenate(found)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(np.mean(np.sum(a * b, axis=1) / np.maximum(norms, 1e-9)))
+
+
+@torch.inference_mode()
+def require_likeness(model: SenseVoice, engine: Comparable, chunk: Chunk) -> float:
+    """Compare with the model in fp32 on one utterance; raises ``ModelError`` where they differ."""
+    batch = engine.frontend([chunk])
+    reference = model.encode(
+        batch.features, batch.n_frames, batch.language_rows, batch.textnorm_rows
+    )
+    found = likeness([reference[0].numpy()], engine.hidden(batch))
+    if not found >= LEAST_LIKENESS:
+        raise ModelError(
+            f"{engine.precision} on this CPU does not agree with fp32 (cosine {found:.2f}):"
+            " set QUANTIZE=off"
+        )
+    return found

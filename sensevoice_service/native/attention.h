@@ -1,0 +1,126 @@
+/* Self-attention in bf16, each head of each utterance by itself, up to 32 queries at a time. */
+#ifndef SENSEVOICE_ATTENTION_H
+#define SENSEVOICE_ATTENTION_H
+
+#include <float.h>
+#include <string.h>
+
+#include "activations.h"
+
+enum { QUERIES = 2 * TILE_ROWS, BF16_TILE = TILE_BYTES / sizeof(bf16) };
+
+/* Where the tiles of one head of an utterance begin, in any of the three. */
+static bf16 *head_of(const Call *call, bf16 *all, const Utterance *one, int head) {
+    const size_t room = head_room_of(call->network), n_heads = call->network->n_heads;
+    return all + (2 * one->first_row * n_heads + padded(one->n_frames, 32) * head) * room;
+}
+
+/* Where pieces of 32 values go. A query's lie in a row of a tile. A key is a column: its pairs lie
+ * one below the other. Values of two frames that follow each other are a row of pairs. */
+INLINE void put_query(const float *piece, int frame, int step, int room, bf16 *head) {
+    bf16 *to = head + (size_t)(frame / 16) * 16 * room + step * BF16_TILE + frame % 16 * 32;
+    for (int i = 0; i < 32; i++) to[i] = rounded(piece[i]);
+}
+
+INLINE void put_key(const float *piece, int frame, int step, int room, bf16 *head) {
+    bf16 *to = head + (size_t)(frame / 32) * 32 * room + step * 2 * BF16_TILE +
+               frame % 32 / 16 * BF16_TILE + frame % 16 * 2;
+    bf16 key[32];
+    for (int i = 0; i < 32; i++) key[i] = rounded(piece[i]);
+    for (int pair = 0; pair < 16; pair++) memcpy(to + pair * 32, key + 2 * pair, 2 * sizeof(bf16));
+}
+
+INLINE void put_values(const float *one, const float *next, int frame, int panel, int n_padded,
+                       bf16 *head) {
+    bf16 *to = head + (size_t)panel * 32 * n_padded + (size_t)(frame / 32) * 2 * BF16_TILE +
+               frame % 32 / 2 * 32;
+    for (int tile = 0; tile < 2; tile++, to += BF16_TILE, one += 16, next += 16)
+        for (int i = 0; i < 16; i++) {
+            const uint32_t pair = rounded(one[i]) | (uint32_t)rounded(next[i]) << 16;
+            memcpy(to + 2 * i, &pair, sizeof pair);
+        }
+}
+
+/* 2^x for x <= 0, to seven digits: a polynomial of the fraction, put behind the exponent. */
+INLINE float exp2_of(float x) {
+    x = x < -126.0f ? -126.0f : x;
+    const int whole = (int)(x - 0.5f);
+    const float f = x - (float)whole;
+    union {
+        int32_t bits;
+        float value;
+    } power = {(whole + 127) * (1 << 23)};
+    const float p = 0.0013333558f + f * 0.00015403530f;
+    const float q = 0.24022651f + f * (0.05550411f + f * (0.009618129f + f * p));
+    return (1.0f + f * (0.69314718f + f * q)) * power.value;
+}
+
+/* Shares of one row of scores, in row tiles; returns one over their sum. */
+static float soften(float *scores, int n, int n_padded, float scale, bf16 *out) {
+    float high = scores[0], sum = 0.0f;
+    for (int i = n; i < n_padded; i++) scores[i] = -FLT_MAX;
+    for (int i = 0; i < n_padded; i++) high = scores[i] > high ? scores[i] : high;
+    for (int i = 0; i < n_padded; i++) sum += scores[i] = exp2_of((scores[i] - high) * scale);
+    for (int at = 0; at < n_padded; at += BF16_STEP, out += BF16_TILE)
+        for (int i = 0; i < BF16_STEP; i++) out[i] = rounded(scores[at + i]);
+    return 1.0f / sum;
+}
+
+static void attend_block(Member *member, const Utterance *one, int head, int frame) {
+    const float log2_e = 1.44269504f;
+    Call *call = member->call;
+    const int size = call->network->size, head_size = head_size_of(call->network);
+    const int room = head_room_of(call->network);
+    const int n = one->n_frames, n_padded = padded(n, 32);
+    const int n_tiles = n - frame > TILE_ROWS ? 2 : 1;
+    float *scores = call->scores + (size_t)member->rank * QUERIES * call->n_longest;
+    bf16 *shares = call->shares + (size_t)member->rank * QUERIES * call->n_longest;
+    const bf16 *keys = head_of(call, call->key_panels, one, head);
+    const bf16 *values = head_of(call, call->value_panels, one, head);
+    Operands in = {
+        .rows = head_of(call, call->query_tiles, one, head) + (size_t)frame * room,
+        .row_tile_bytes = TILE_ROWS * room * sizeof(bf16),
+        .n_row_tiles = n_tiles,
+        .n_steps = room / BF16_STEP,
+    };
+    for (int key = 0; key < n_padded; key += PANEL_COLUMNS) {
+        in.panel = keys + (size_t)key * room;
+        product_bf16(in, scores + key, n_padded);
+    }
+    float per_sum[QUERIES];
+    for (int row = 0; row < n_tiles * TILE_ROWS; row++)
+        per_sum[row] = soften(scores + (size_t)row * n_padded, n, n_padded,
+                              log2_e / sqrtf((float)head_size),
+                              shares + (size_t)row / 16 * 16 * n_padded + row % 16 * 32);
+    in.rows = shares;
+    in.row_tile_bytes = TILE_ROWS * n_padded * sizeof(bf16);
+    in.n_steps = n_padded / BF16_STEP;
+    float *out = call->context + (size_t)(one->first_row + frame) * size + head * head_size;
+    float context[QUERIES * PANEL_COLUMNS] __attribute__((aligned(64)));
+    for (int column = 0; column < head_size; column += PANEL_COLUMNS) {
+        in.panel = values + (size_t)column * n_padded;
+        product_bf16(in, context, PANEL_COLUMNS);
+        const int n_here = head_size - column < PANEL_COLUMNS ? head_size - column : PANEL_COLUMNS;
+        for (int row = 0; row < n_tiles * TILE_ROWS; row++)
+            for (int i = 0; i < n_here; i++)
+                out[(size_t)row * size + column + i] =
+                    context[row * PANEL_COLUMNS + i] * per_sum[row];
+    }
+}
+
+static void attend(Member *member) {
+    Call *call = member->call;
+    const int n_heads = call->network->n_heads;
+    int n_blocks = 0, block = 0;
+    for (int i = 0; i < call->n_utterances; i++)
+        n_blocks += n_heads * (padded(call->utterances[i].n_frames, QUERIES) / QUERIES);
+    const Share share = share_of(member, n_blocks);
+    for (int i = 0; i < call->n_utterances; i++)
+        for (int head = 0; head < n_heads; head++)
+            for (int frame = 0; frame < call->utterances[i].n_frames; frame += QUERIES, block++)
+                if (block >= share.first && block < share.last)
+                    attend_block(member, &call->utterances[i], head, frame);
+    wait_for_all(call);
+}
+
+#endif

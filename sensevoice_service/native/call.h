@@ -1,0 +1,90 @@
+/* One call of the network: the utterances, the memory that it works in, and the team at work.
+ *
+ * All threads of a team go through the same steps, take their share of each, and wait for each
+ * other in between.
+ */
+#ifndef SENSEVOICE_CALL_H
+#define SENSEVOICE_CALL_H
+
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "encoder.h"
+#include "tiles.h"
+
+/* Rows of activations as levels: value = scale * (level - zero), with both of each row's own. */
+typedef struct {
+    uint8_t *levels; /* row tiles */
+    float *scales, *zeros;
+} Quantized;
+
+typedef struct {
+    int first_row, n_frames;
+} Utterance;
+
+typedef struct {
+    const Network *network;
+    int n_threads, n_rows, n_utterances;
+    Utterance *utterances;
+    const float *x;
+    float *residual, *context, *values; /* (n_rows, size) */
+    int32_t *sums;                      /* of a product, see `sums_of` */
+    bf16 *query_tiles, *key_panels, *value_panels;
+    Quantized input;
+    int n_longest;  /* frames, padded to whole panels */
+    float *scores;  /* of each thread, (32, n_longest) */
+    bf16 *shares;   /* the same, in row tiles */
+    float *best;    /* of each thread, (n_rows) */
+    int32_t *best_ids;
+    int32_t *ids;
+    float *hidden, *logits;
+    atomic_int n_arrived, turn;
+} Call;
+
+typedef struct {
+    Call *call;
+    int rank;
+} Member;
+
+static inline int padded(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+static inline void wait_for_all(Call *call) {
+    enum { SPINS = 4096 }; /* a few tens of microseconds; then others may have the core */
+    const int turn = atomic_load(&call->turn);
+    if (atomic_fetch_add(&call->n_arrived, 1) == call->n_threads - 1) {
+        atomic_store(&call->n_arrived, 0);
+        atomic_store(&call->turn, turn + 1);
+        return;
+    }
+    for (int spin = 0; atomic_load(&call->turn) == turn; spin++)
+        if (spin > SPINS) sched_yield();
+}
+
+static inline int head_size_of(const Network *network) { return network->size / network->n_heads; }
+
+/* Heads have room for whole tiles: behind their own values there are zeros. */
+static inline int head_room_of(const Network *network) { return padded(head_size_of(network), 32); }
+
+typedef struct {
+    int first, last; /* the last is not in it */
+} Share;
+
+static inline Share share_of(const Member *member, int n_items) {
+    const int64_t rank = member->rank, n_threads = member->call->n_threads;
+    return (Share){(int)(n_items * rank / n_threads), (int)(n_items * (rank + 1) / n_threads)};
+}
+
+/* Sums of a product lie panel by panel, all rows of one behind those of the other, so that a block
+ * of 32 rows is written in one piece. The gap keeps panels off each other's lines of the cache. */
+static inline int32_t *sums_of(const Call *call, int panel, int row) {
+    enum { GAP = 16 };
+    return call->sums + (size_t)panel * (call->n_rows * PANEL_COLUMNS + GAP) +
+           (size_t)row * PANEL_COLUMNS;
+}
+
+static inline size_t sums_bytes(int n_rows, int n_columns) {
+    return sizeof(int32_t) * (size_t)(n_columns / PANEL_COLUMNS) * (n_rows * PANEL_COLUMNS + 16);
+}
+
+#endif

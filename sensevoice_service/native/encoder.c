@@ -1,0 +1,379 @@
+/* SenseVoiceSmall's encoder and CTC head on a CPU with a tile unit: int8 products, bf16 attention.
+ *
+ * Utterances lie one behind the other in one matrix of frames, each from a row that is a multiple
+ * of 16 on; rows behind its last frame hold nothing that another row reads. Products write sums of
+ * whole numbers; what they stand for is found where they are read next, so that no step goes
+ * through memory for its own sake.
+ */
+#include "encoder.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "activations.h"
+#include "attention.h"
+#include "call.h"
+#include "tiles.h"
+
+/* ---- products ---- */
+
+static Operands operands(const Call *call, const Linear *layer, int panel, int row) {
+    const size_t panel_bytes = (size_t)PANEL_COLUMNS * layer->n_in;
+    const int n_parts = (call->n_rows + 31) / 32, n_steps = layer->n_in / INT8_STEP;
+    const int lines = (2 * TILE_BYTES / 64 + n_parts - 1) / n_parts;
+    return (Operands){
+        .rows = call->input.levels + (size_t)row * layer->n_in,
+        .row_tile_bytes = (ptrdiff_t)TILE_ROWS * layer->n_in,
+        .n_row_tiles = call->n_rows - row > TILE_ROWS ? 2 : 1,
+        .n_steps = n_steps,
+        .panel = layer->panels + panel * panel_bytes,
+        .ahead = layer->panels + (panel + 1) * panel_bytes + (size_t)row / 32 * n_steps * lines * 64,
+        .lines_ahead = lines,
+    };
+}
+
+static void multiply(Member *member, const Linear *layer) {
+    const Share share = share_of(member, layer->n_out / PANEL_COLUMNS);
+    for (int panel = share.first; panel < share.last; panel++)
+        for (int row = 0; row < member->call->n_rows; row += 32)
+            product_int8(operands(member->call, layer, panel, row),
+                         sums_of(member->call, panel, row), PANEL_COLUMNS);
+    wait_for_all(member->call);
+}
+
+/* What a row of the last product stands for. */
+static void read_row(const Call *call, const Linear *layer, int row, float *out) {
+    const float scale = call->input.scales[row], zero = call->input.zeros[row];
+    for (int column = 0; column < layer->n_out; column += PANEL_COLUMNS)
+        read_sums(sums_of(call, column / PANEL_COLUMNS, row), layer, column, scale, zero,
+                  out + column);
+}
+
+/* ---- steps from product to product, a row at a time ---- */
+
+static const Utterance *utterance_of(const Call *call, int row) {
+    const Utterance *one = call->utterances;
+    while (row >= one->first_row + padded(one->n_frames, TILE_ROWS)) one++;
+    return one;
+}
+
+static void norm_and_quantize(Call *call, const float *x, Norm norm, int row) {
+    float normed[norm.size];
+    norm_row(x, norm, normed);
+    quantize_row(normed, norm.size, call->input, row);
+}
+
+static void begin(Member *member, Norm norm) {
+    Call *call = member->call;
+    const Share share = share_of(member, call->n_rows);
+    for (int row = share.first; row < share.last; row++)
+        norm_and_quantize(call, call->x + (size_t)row * norm.size, norm, row);
+    wait_for_all(call);
+}
+
+/* 32 values of a head, or what it has left of them and zeros. */
+static const float *piece_of(const float *head, int at, int head_size, float *spare) {
+    if (head_size - at >= 32) return head + at;
+    memset(spare, 0, 32 * sizeof(float));
+    memcpy(spare, head + at, (head_size - at) * sizeof(float));
+    return spare;
+}
+
+/* Two frames' queries, keys and values to where attention wants them. */
+static void part_pair(Call *call, const Utterance *one, int frame, const float *triples) {
+    const Network *network = call->network;
+    const int size = network->size, head_size = head_size_of(network);
+    const int room = head_room_of(network), n_padded = padded(one->n_frames, 32);
+    const int has_queries = frame < padded(one->n_frames, TILE_ROWS);
+    float spare[2][32];
+    for (int head = 0; head < network->n_heads; head++) {
+        bf16 *queries = head_of(call, call->query_tiles, one, head);
+        bf16 *keys = head_of(call, call->key_panels, one, head);
+        bf16 *values = head_of(call, call->value_panels, one, head);
+        const float *query = triples + head * head_size;
+        const float *key = query + size, *value = key + size;
+        for (int step = 0; step < room / 32; step++) {
+            for (int i = 0; i < 2; i++) {
+                const int later = i * 3 * size, at = 32 * step;
+                const float *piece = piece_of(query + later, at, head_size, spare[0]);
+                if (has_queries) put_query(piece, frame + i, step, room, queries);
+                piece = piece_of(key + later, at, head_size, spare[0]);
+                put_key(piece, frame + i, step, room, keys);
+            }
+            put_values(piece_of(value, 32 * step, head_size, spare[0]),
+                       piece_of(value + 3 * size, 32 * step, head_size, spare[1]), frame, step,
+                       n_padded, values);
+        }
+    }
+}
+
+/* Behind the last frame there are zeros, as far as panels reach. */
+static void part(Member *member, const Linear *layer) {
+    Call *call = member->call;
+    const int size = call->network->size, width = 3 * size;
+    const Share share = share_of(member, call->n_rows / 2);
+    float triples[2 * width];
+    for (int pair = share.first; pair < share.last; pair++) {
+        const Utterance *one = utterance_of(call, 2 * pair);
+        const int first = 2 * pair - one->first_row, n_there = one->n_frames - first;
+        if (n_there <= 0) continue;
+        for (int i = 0; i < 2 && i < n_there; i++) {
+            float *values = call->values + (size_t)(2 * pair + i) * size;
+            read_row(call, layer, 2 * pair + i, triples + i * width);
+            memcpy(values, triples + i * width + 2 * size, sizeof(float) * size);
+        }
+        if (n_there == 1) memset(triples + width, 0, sizeof(float) * width);
+        part_pair(call, one, first, triples);
+        if (n_there > 2) continue;
+        memset(triples, 0, sizeof triples);
+        for (int frame = first + 2; frame < padded(one->n_frames, 32); frame += 2)
+            part_pair(call, one, frame, triples);
+    }
+    wait_for_all(call);
+}
+
+static void quantize_context(Member *member) {
+    Call *call = member->call;
+    const int size = call->network->size;
+    const Share share = share_of(member, call->n_rows);
+    for (int row = share.first; row < share.last; row++)
+        quantize_row(call->context + (size_t)row * size, size, call->input, row);
+    wait_for_all(call);
+}
+
+/* The FSMN memory of one frame: neighbours' values by the taps, added to `out`. */
+static void remember(const Call *call, const float *taps, int row, float *out) {
+    const Utterance *one = utterance_of(call, row);
+    const int size = call->network->size, half = call->network->n_taps / 2;
+    const int before = row - one->first_row, behind = one->n_frames - 1 - before;
+    const int first = before < half ? -before : -half, last = behind < half ? behind : half;
+    for (int column = 0; column < size; column += 2 * LANES) {
+        Lanes left = LANES_AT(out, column), right = LANES_AT(out, column + LANES);
+        for (int tap = first; tap <= last; tap++) {
+            const float *weights = taps + (tap + half) * size + column;
+            const float *values = call->values + (size_t)(row + tap) * size + column;
+            left += LANES_AT(weights, 0) * LANES_AT(values, 0);
+            right += LANES_AT(weights, LANES) * LANES_AT(values, LANES);
+        }
+        memcpy(out + column, &left, sizeof left);
+        memcpy(out + column + LANES, &right, sizeof right);
+    }
+}
+
+static void add_attended(Member *member, const Block *block) {
+    Call *call = member->call;
+    const int size = call->network->size;
+    const Share share = share_of(member, call->n_rows);
+    float attended[size];
+    for (int row = share.first; row < share.last; row++) {
+        float *residual = call->residual + (size_t)row * size;
+        read_row(call, &block->out, row, attended);
+        remember(call, block->taps, row, attended);
+        for (int i = 0; i < size; i++)
+            residual[i] = attended[i] + (block->changes_width ? 0.0f : residual[i]);
+        norm_and_quantize(call, residual, block->norm2, row);
+    }
+    wait_for_all(call);
+}
+
+static void rectify(Member *member, const Linear *layer) {
+    Call *call = member->call;
+    const int n = layer->n_out;
+    const Share share = share_of(member, call->n_rows);
+    float values[n];
+    for (int row = share.first; row < share.last; row++) {
+        read_row(call, layer, row, values);
+        for (int i = 0; i < n; i++) values[i] = values[i] > 0.0f ? values[i] : 0.0f;
+        quantize_row(values, n, call->input, row);
+    }
+    wait_for_all(call);
+}
+
+/* The end of a block: what comes next is a norm, and between the parts of the network two. */
+static void add_forwarded(Member *member, const Linear *layer, const Norm *between, Norm norm,
+                          float *hidden) {
+    Call *call = member->call;
+    const int size = call->network->size;
+    const Share share = share_of(member, call->n_rows);
+    float forwarded[size];
+    for (int row = share.first; row < share.last; row++) {
+        float *residual = call->residual + (size_t)row * size;
+        read_row(call, layer, row, forwarded);
+        for (int i = 0; i < size; i++) forwarded[i] += residual[i];
+        if (between) norm_row(forwarded, *between, residual);
+        else memcpy(residual, forwarded, sizeof forwarded);
+        norm_and_quantize(call, residual, norm, row);
+        if (hidden) norm_row(residual, norm, hidden + (size_t)row * size);
+    }
+    wait_for_all(call);
+}
+
+/* ---- the CTC head ---- */
+
+static void write_logits(Member *member) {
+    Call *call = member->call;
+    const Linear *layer = &call->network->ctc;
+    const Share share = share_of(member, layer->n_out / PANEL_COLUMNS);
+    int32_t sums[32 * PANEL_COLUMNS] __attribute__((aligned(64)));
+    for (int panel = share.first; panel < share.last; panel++)
+        for (int row = 0; row < call->n_rows; row++) {
+            if (row % 32 == 0) product_int8(operands(call, layer, panel, row), sums, PANEL_COLUMNS);
+            read_sums(sums + row % 32 * PANEL_COLUMNS, layer, panel * PANEL_COLUMNS,
+                      call->input.scales[row], call->input.zeros[row],
+                      call->logits + (size_t)row * layer->n_out + panel * PANEL_COLUMNS);
+        }
+}
+
+static void keep_best(const float *values, int first_id, float *best, int32_t *best_id) {
+    float high = values[0];
+    for (int i = 0; i < PANEL_COLUMNS; i++) high = values[i] > high ? values[i] : high;
+    if (high <= *best) return;
+    int at = 0;
+    while (values[at] != high) at++;
+    *best = high;
+    *best_id = first_id + at;
+}
+
+/* Each thread finds the best of its panels; of equal ones the first id wins. */
+static void find_best(Member *member) {
+    Call *call = member->call;
+    const Linear *layer = &call->network->ctc;
+    const Share share = share_of(member, layer->n_out / PANEL_COLUMNS);
+    const size_t n_rows = call->n_rows, mine = member->rank * n_rows;
+    int32_t sums[32 * PANEL_COLUMNS] __attribute__((aligned(64)));
+    float values[PANEL_COLUMNS];
+    for (size_t row = 0; row < n_rows; row++) call->best[mine + row] = -FLT_MAX;
+    for (int panel = share.first; panel < share.last; panel++)
+        for (size_t row = 0; row < n_rows; row++) {
+            if (row % 32 == 0) product_int8(operands(call, layer, panel, row), sums, PANEL_COLUMNS);
+            read_sums(sums + row % 32 * PANEL_COLUMNS, layer, panel * PANEL_COLUMNS,
+                      call->input.scales[row], call->input.zeros[row], values);
+            keep_best(values, panel * PANEL_COLUMNS, &call->best[mine + row],
+                      &call->best_ids[mine + row]);
+        }
+    wait_for_all(call);
+    if (member->rank) return;
+    for (size_t row = 0; row < n_rows; row++) {
+        size_t winner = row;
+        for (int rank = 1; rank < call->n_threads; rank++)
+            if (call->best[rank * n_rows + row] > call->best[winner]) winner = rank * n_rows + row;
+        call->ids[row] = call->best_ids[winner];
+    }
+}
+
+/* ---- the network ---- */
+
+static void run_block(Member *member, int index) {
+    const Network *network = member->call->network;
+    const Block *block = &network->blocks[index];
+    const int is_last = index + 1 == network->n_blocks;
+    const int is_last_main = index + 1 == network->n_main_blocks;
+    multiply(member, &block->query_key_value);
+    part(member, &block->query_key_value);
+    attend(member);
+    quantize_context(member);
+    multiply(member, &block->out);
+    add_attended(member, block);
+    multiply(member, &block->forward1);
+    rectify(member, &block->forward1);
+    multiply(member, &block->forward2);
+    add_forwarded(member, &block->forward2, is_last_main ? &network->after_norm : NULL,
+                  is_last ? network->last_norm : network->blocks[index + 1].norm1,
+                  is_last ? member->call->hidden : NULL);
+}
+
+static void *run(void *argument) {
+    Member *member = argument;
+    const Network *network = member->call->network;
+    tiles_begin();
+    begin(member, network->blocks[0].norm1);
+    for (int index = 0; index < network->n_blocks; index++) run_block(member, index);
+    if (member->call->logits) write_logits(member);
+    if (member->call->ids) find_best(member);
+    tiles_end();
+    return NULL;
+}
+
+/* ---- a call's memory and threads ---- */
+
+static void *take(char **memory, size_t n_bytes) {
+    char *taken = *memory;
+    *memory += (n_bytes + 63) / 64 * 64;
+    return taken;
+}
+
+static int larger(int a, int b) { return a > b ? a : b; }
+
+/* Takes all that a call needs, and says how many bytes that is. */
+static size_t lay_out(Call *call, char *memory) {
+    char *const start = memory;
+    const Network *network = call->network;
+    const size_t rows = call->n_rows, size = network->size, threads = call->n_threads;
+    const size_t in_heads = 2 * rows * network->n_heads * head_room_of(network);
+    const size_t in_scores = threads * QUERIES * call->n_longest;
+    const int widest_out = larger(network->n_hidden, 3 * network->size);
+    const int widest_in = larger(network->blocks[0].query_key_value.n_in,
+                                 padded(larger(network->n_hidden, network->size), INT8_STEP));
+    call->utterances = take(&memory, sizeof(Utterance) * call->n_utterances);
+    call->residual = take(&memory, sizeof(float) * rows * size);
+    call->context = take(&memory, sizeof(float) * rows * size);
+    call->values = take(&memory, sizeof(float) * rows * size);
+    call->sums = take(&memory, sums_bytes(rows, widest_out));
+    call->query_tiles = take(&memory, sizeof(bf16) * in_heads);
+    call->key_panels = take(&memory, sizeof(bf16) * in_heads);
+    call->value_panels = take(&memory, sizeof(bf16) * in_heads);
+    call->input.levels = take(&memory, rows * widest_in);
+    call->input.scales = take(&memory, sizeof(float) * rows);
+    call->input.zeros = take(&memory, sizeof(float) * rows);
+    call->scores = take(&memory, sizeof(float) * in_scores);
+    call->shares = take(&memory, sizeof(bf16) * in_scores);
+    call->best = take(&memory, sizeof(float) * threads * rows);
+    call->best_ids = take(&memory, sizeof(int32_t) * threads * rows);
+    return (size_t)(memory - start);
+}
+
+/* Waits until all of the team are there, or it is known how many there will be. */
+static void *join_in(void *argument) {
+    Member *member = argument;
+    while (!atomic_load(&member->call->turn)) sched_yield();
+    return run(argument);
+}
+
+static void run_team(Call *call) {
+    pthread_t threads[call->n_threads];
+    Member members[call->n_threads];
+    int n_there = 1;
+    for (int rank = 0; rank < call->n_threads; rank++) members[rank] = (Member){call, rank};
+    while (n_there < call->n_threads &&
+           !pthread_create(&threads[n_there], NULL, join_in, &members[n_there]))
+        n_there++;
+    call->n_threads = n_there;
+    atomic_store(&call->turn, 1);
+    run(&members[0]);
+    for (int rank = 1; rank < n_there; rank++) pthread_join(threads[rank], NULL);
+}
+
+int sensevoice_begin(void) { return tiles_permitted(); }
+
+int sensevoice_encode(const Network *network, const float *x, const int32_t *n_frames,
+                      int n_utterances, int n_threads, int32_t *ids, float *hidden,
+                      float *logits) {
+    Call call = {.network = network, .n_threads = n_threads, .n_utterances = n_utterances};
+    for (int i = 0; i < n_utterances; i++) {
+        call.n_rows += padded(n_frames[i], TILE_ROWS);
+        if (padded(n_frames[i], 32) > call.n_longest) call.n_longest = padded(n_frames[i], 32);
+    }
+    char *memory = aligned_alloc(64, lay_out(&call, NULL));
+    if (!memory) return 0;
+    lay_out(&call, memory);
+    for (int i = 0, row = 0; i < n_utterances; row += padded(n_frames[i++], TILE_ROWS))
+        call.utterances[i] = (Utterance){row, n_frames[i]};
+    call.x = x;
+    call.ids = ids;
+    call.hidden = hidden;
+    call.logits = logits;
+    run_team(&call);
+    free(memory);
+    return 1;
+}

@@ -1,0 +1,42 @@
+/* The network as Python hands it over; its structures are repeated in native_encoder.py. */
+#ifndef SENSEVOICE_ENCODER_H
+#define SENSEVOICE_ENCODER_H
+
+#include <stdint.h>
+
+typedef struct {
+    const int8_t *panels; /* see tiles.h */
+    const float *scales, *bias, *weight_sums; /* of each column; sums of its int8 weights */
+    int32_t n_in, n_out;
+} Linear;
+
+typedef struct {
+    const float *scale, *shift;
+    int32_t size;
+} Norm;
+
+typedef struct {
+    Norm norm1, norm2;
+    Linear query_key_value, out, forward1, forward2;
+    const float *taps; /* (n_taps, size), the residual in the middle one */
+    int32_t changes_width;
+} Block;
+
+typedef struct {
+    const Block *blocks;
+    int32_t n_blocks, n_main_blocks;
+    Norm after_norm, last_norm;
+    Linear ctc;
+    int32_t size, n_heads, n_taps, n_hidden;
+} Network;
+
+/* Whether this process may use the tile unit. */
+int sensevoice_begin(void);
+
+/* Frames of utterances, (rows, n_in of the first block) with each utterance padded to 16 rows, to
+ * the best ids (rows), the last norm's (rows, size) and logits (rows, n_out); each may be NULL.
+ * 0 where there is no memory for it. */
+int sensevoice_encode(const Network *network, const float *x, const int32_t *n_frames,
+                      int n_utterances, int n_threads, int32_t *ids, float *hidden, float *logits);
+
+#endif

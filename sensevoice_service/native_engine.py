@@ -1,0 +1,173 @@
+"""The model in int8 on a CPU with AMX: the C of ``native/``, one thread a caller.
+
+Every frame has a scale of its own, so several utterances may share the reading of the weights, and
+none of them feels the others.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sensevoice_service.callers import Callers, Threads
+from sensevoice_service.ctc import best_path
+from sensevoice_service.encoder import SenseVoice
+from sensevoice_service.encoder_inputs import EncoderInputs, Features
+from sensevoice_service.engine import Precision
+from sensevoice_service.frontend import FeatureBatch, Frontend
+from sensevoice_service.native_library import NativeUnavailable
+from sensevoice_service.native_network import NetworkWeights, why_not
+from sensevoice_service.types import SAMPLE_RATE_HZ, Chunk, DecodeOptions, Hypothesis
+
+# Of the utterances of a call; more frames gain nothing from sharing the weights.
+FRAMES_TOGETHER = 256
+ROWS_TOGETHER = 16  # each utterance begins at a whole tile of frames
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """Of one utterance of ``4 + T`` frames; what was not asked for is empty."""
+
+    ids: NDArray[np.int32]  # (4 + T,)
+    hidden: Features  # (4 + T, output_size)
+    logits: Features  # (4 + T, vocabulary)
+
+
+class NativeEngine:
+    """Chunks in, hypotheses out; call it from as many threads as there are narrow shares.
+
+    Raises ``NativeUnavailable`` for a network whose dimensions do not fit.
+    """
+
+    precision: Precision = "int8"
+
+    def __init__(
+        self, model: SenseVoice, frontend: Frontend, threads: Threads, library: ctypes.CDLL
+    ) -> None:
+        misfit = why_not(model.config)
+        if misfit is not None:
+            raise NativeUnavailable(f"the native encoder has no room for {misfit}")
+        self.frontend = frontend
+        self.device = frontend.device
+        self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self._threads = threads
+        self._callers = Callers()
+        self._inputs = EncoderInputs(model)
+        self._n_tokens = model.config.vocab_size
+        self._size = model.config.output_size
+        state = {name: value.numpy() for name, value in model.state_dict().items()}
+        self._weights = NetworkWeights(state, model.config)
+        self._encode = library.sensevoice_encode
+
+    def __call__(self, chunks: Sequence[Chunk]) -> list[Hypothesis]:
+        return self.infer(self.frontend(chunks))
+
+    def infer(self, batch: FeatureBatch) -> list[Hypothesis]:
+        """Greedy CTC of every row."""
+        hypotheses: list[Hypothesis] = []
+        for group in grouped(self._inputs.rows(batch)):
+            with self._callers.enter(has_followers=batch.has_followers) as is_alone:
+                outputs = self._run(group, is_alone)
+            hypotheses += (best_path(one.ids) for one in outputs)
+        return hypotheses
+
+    @torch.inference_mode()
+    def read_logits(self, chunks: Sequence[Chunk], read: Callable[[int, Tensor], T]) -> list[T]:
+        """As ``Engine.read_logits``: those of which the arg-max is taken, in int8 as well."""
+        batch = self.frontend(chunks)
+        found = []
+        for row, x in enumerate(self._inputs.rows(batch)):
+            with self._callers.enter(has_followers=batch.has_followers) as is_alone:
+                (one,) = self._run([x], is_alone, logits=True)
+            found.append(read(row, torch.from_numpy(one.logits)))
+            del one
+        return found
+
+    def hidden(self, batch: FeatureBatch) -> list[Features]:
+        """What the CTC head sees of each row: float32 ``(4 + T, output_size)``."""
+        return [self._run([x], False, hidden=True)[0].hidden for x in self._inputs.rows(batch)]
+
+    def warm_up(self, shapes: Sequence[tuple[int, float]]) -> None:
+        """Run the longest of the (rows, seconds) from as many callers as there may be."""
+        n_samples = round(max(duration_s for _, duration_s in shapes) * SAMPLE_RATE_HZ)
+        noise = np.random.default_rng(0).normal(0, 0.01, n_samples).astype(np.float32)
+        batch = self.frontend([Chunk(noise, 0, 0, DecodeOptions())])
+        with ThreadPoolExecutor(self._threads.n_shares) as callers:
+            list(callers.map(self.infer, [batch] * self._threads.n_shares))
+
+    def gpu_memory(self) -> dict[str, int] | None:
+        return None
+
+    def _run(
+        self,
+        rows: Sequence[Features],
+        is_alone: bool,
+        *,
+        hidden: bool = False,
+        logits: bool = False,
+    ) -> list[Outputs]:
+        """Raises ``MemoryError``."""
+        x, first_rows = stacked(rows)
+        lengths = np.array([len(row) for row in rows], np.int32)
+        outputs = Outputs(
+            np.empty(len(x), np.int32),
+            np.empty((len(x) if hidden else 0, self._size), np.float32),
+            np.empty((len(x) if logits else 0, self._weights.n_logits), np.float32),
+        )
+        is_done = self._encode(
+            ctypes.byref(self._weights.network),
+            _address(x),
+            _address(lengths),
+            len(rows),
+            self._threads.wide if is_alone else self._threads.narrow,
+            _address(outputs.ids),
+            _address(outputs.hidden),
+            _address(outputs.logits),
+        )
+        if not is_done:
+            raise MemoryError(f"no memory for {len(x)} frames")
+        return [
+            Outputs(
+                outputs.ids[first : first + len(row)],
+                outputs.hidden[first : first + len(row)],
+                outputs.logits[first : first + len(row), : self._n_tokens],
+            )
+            for first, row in zip(first_rows, rows, strict=True)
+        ]
+
+
+def grouped(rows: Iterable[Features]) -> Iterator[list[Features]]:
+    """Neighbours that go through the network together."""
+    group: list[Features] = []
+    for row in rows:
+        if group and sum(map(len, group)) + len(row) > FRAMES_TOGETHER:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def stacked(rows: Sequence[Features]) -> tuple[Features, list[int]]:
+    """All rows, zeros behind each up to a whole tile, and where each begins."""
+    sizes = [len(row) + -len(row) % ROWS_TOGETHER for row in rows]
+    firsts = np.cumsum([0, *sizes[:-1]]).tolist()
+    x = np.zeros((sum(sizes), rows[0].shape[1]), np.float32)
+    for first, row in zip(firsts, rows, strict=True):
+        x[first : first + len(row)] = row
+    return x, firsts
+
+
+def _address(values: NDArray[np.float32] | NDArray[np.int32]) -> ctypes.c_void_p:
+    """Null for what is empty."""
+    return ctypes.c_void_p(values.ctypes.data if values.size else None)

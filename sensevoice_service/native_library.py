@@ -1,0 +1,142 @@
+"""The C of ``native/``, compiled for CPUs with AMX and loaded.
+
+There is no compiler in most containers, so ``python -m sensevoice_service.native_library`` compiles
+it ahead, where an image is built. Elsewhere it is compiled at the first start, in two seconds. A
+library is named by its sources and flags, so that none is ever loaded for others.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "native"
+# Of -ffast-math what loops need to be vectorised; the whole would have every thread of the process
+# that loads the library treat tiny numbers as zero.
+FLAGS = (
+    *("-std=gnu11", "-O3", "-shared", "-fPIC", "-pthread"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffinite-math-only"),
+    *("-fassociative-math", "-freciprocal-math"),
+)
+COMPILE_S = 120.0
+
+
+class NativeUnavailable(Exception):
+    """Why the native library cannot be had here."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to compile for; ``cpu_flags`` as in ``/proc/cpuinfo``."""
+
+    flags: tuple[str, ...]
+    cpu_flags: frozenset[str]
+
+
+PLAIN = Target((), frozenset())  # any CPU, slowly: what the tests compare with
+TILES = Target(
+    (
+        *("-mavx2", "-mfma", "-mbmi2", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+        *("-mavx512vbmi", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+        *("-mtune=sapphirerapids", "-mprefer-vector-width=512"),
+    ),
+    frozenset(
+        (
+            *("avx2", "fma", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl"),
+            *("avx512vbmi", "amx_tile", "amx_int8", "amx_bf16"),
+        )
+    ),
+)
+
+
+def suits(target: Target, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU has all that the target needs."""
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set[str]()
+    return target.cpu_flags <= flags
+
+
+def load_library(target: Target = TILES) -> ctypes.CDLL:
+    """Compile it unless that has been done, and load it. Raises ``NativeUnavailable``."""
+    path = path_of(target)
+    try:
+        if path.exists():
+            return _checked(ctypes.CDLL(str(path)))
+        if is_writable(SOURCES):
+            compile_library(target, path)
+            return _checked(ctypes.CDLL(str(path)))
+        with tempfile.TemporaryDirectory(prefix="sensevoice-") as folder:
+            compile_library(target, Path(folder) / path.name)
+            return _checked(ctypes.CDLL(str(Path(folder) / path.name)))
+    except OSError as error:
+        raise NativeUnavailable(f"the native encoder cannot be loaded: {error}") from error
+
+
+def path_of(target: Target) -> Path:
+    """Where the library of these sources and flags is kept."""
+    digest = hashlib.sha256(" ".join((*FLAGS, *target.flags)).encode())
+    for source in sorted(SOURCES.glob("*.[ch]")):
+        digest.update(source.read_bytes())
+    return SOURCES / f"encoder-{digest.hexdigest()[:16]}.so"
+
+
+def is_writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK)
+
+
+def compile_library(target: Target, path: Path) -> None:
+    """Write the library at once whole. Raises ``NativeUnavailable`` and ``OSError``."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise NativeUnavailable("there is no C compiler (cc) for the native encoder")
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".so", delete=False) as unfinished:
+        source = str(SOURCES / "encoder.c")
+        command = [*compiler.split(), *FLAGS, *target.flags, source, "-o", unfinished.name, "-lm"]
+    try:
+        _run(command)
+        os.replace(unfinished.name, path)
+    finally:
+        Path(unfinished.name).unlink(missing_ok=True)
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMPILE_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise NativeUnavailable(f"{command[0]} took more than {COMPILE_S:.0f} s") from error
+    if done.returncode:
+        complaint = next((line for line in done.stderr.splitlines() if "error" in line), "no word")
+        raise NativeUnavailable(f"{command[0]} failed on the native encoder: {complaint}")
+
+
+def _checked(library: ctypes.CDLL) -> ctypes.CDLL:
+    if not library.sensevoice_begin():
+        raise NativeUnavailable("the kernel does not let this process use the CPU's tile unit")
+    return library
+
+
+def main() -> int:
+    if platform.machine() != "x86_64":
+        print("nothing to compile: only x86 has this tile unit")
+        return 0
+    path = path_of(TILES)
+    try:
+        compile_library(TILES, path)
+    except (NativeUnavailable, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The weights as the C of ``native/`` reads them: ``encoder.h`` in ctypes, and the memory."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from ctypes import c_int32, c_void_p
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sensevoice_service.encoder import EncoderConfig
+from sensevoice_service.onnx_graph import quantize_columns
+
+PANEL_COLUMNS, STEP = 32, 64  # columns of a panel, and what one tile of it sums over: see tiles.h
+LANES = 32  # channels that are added at once
+NEVER = -1e30  # bias of logits behind the vocabulary; the C knows no infinity
+Array = NDArray[Any]
+
+
+class Linear(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("panels", "scales", "bias", "weight_sums")),
+        *((name, c_int32) for name in ("n_in", "n_out")),
+    )
+
+
+class Norm(ctypes.Structure):
+    _fields_ = (("scale", c_void_p), ("shift", c_void_p), ("size", c_int32))
+
+
+class Block(ctypes.Structure):
+    _fields_ = (
+        *(("norm1", Norm), ("norm2", Norm)),
+        *((name, Linear) for name in ("query_key_value", "out", "forward1", "forward2")),
+        *(("taps", c_void_p), ("changes_width", c_int32)),
+    )
+
+
+class Network(ctypes.Structure):
+    _fields_ = (
+        *(("blocks", ctypes.POINTER(Block)), ("n_blocks", c_int32), ("n_main_blocks", c_int32)),
+        *(("after_norm", Norm), ("last_norm", Norm), ("ctc", Linear)),
+        *((name, c_int32) for name in ("size", "n_heads", "n_taps", "n_hidden")),
+    )
+
+
+def why_not(config: EncoderConfig) -> str | None:
+    """What of these dimensions the C has no room for; None where there is nothing."""
+    needed = {
+        "output_size": config.output_size % LANES,
+        "linear_units": config.linear_units % LANES,
+        "input_size": config.input_size % (LANES // 2),
+        "attention_heads": config.output_size % config.attention_heads,
+        "kernel_size": 1 - config.kernel_size % 2,
+    }
+    return next((f"{name} {getattr(config, name)}" for name, rest in needed.items() if rest), None)
+
+
+def to_panels(columns: NDArray[np.int8]) -> NDArray[np.int8]:
+    """``(n_out, n_in)`` to ``(panels, steps, 2, 16, 16, 4)``: tiles of four neighbours a column."""
+    n_out, n_in = columns.shape
+    tiles = columns.reshape(n_out // PANEL_COLUMNS, 2, 16, n_in // STEP, 16, 4)
+    return np.ascontiguousarray(tiles.transpose(0, 3, 1, 4, 2, 5))
+
+
+class NetworkWeights:
+    """A ``Network`` and the memory that it points to; weights have the checkpoint's names."""
+
+    def __init__(self, weights: Mapping[str, Array], config: EncoderConfig) -> None:
+        self._weights = weights
+        self._kept: list[Any] = []
+        names = [
+            "encoder.encoders0.0",
+            *(f"encoder.encoders.{index}" for index in range(config.num_blocks - 1)),
+            *(f"encoder.tp_encoders.{index}" for index in range(config.tp_blocks)),
+        ]
+        blocks = (Block * len(names))(*(self._block(name) for name in names))
+        blocks[0].changes_width = 1
+        self.network = Network(
+            blocks=blocks,
+            n_blocks=len(names),
+            n_main_blocks=config.num_blocks,
+            after_norm=self._norm("encoder.after_norm"),
+            last_norm=self._norm("encoder.tp_norm"),
+            ctc=self._linear("ctc.ctc_lo"),
+            size=config.output_size,
+            n_heads=config.attention_heads,
+            n_taps=config.kernel_size,
+            n_hidden=config.linear_units,
+        )
+        self.n_logits = int(self.network.ctc.n_out)
+        self._weights = {}
+
+    def _block(self, name: str) -> Block:
+        attention, forward = f"{name}.self_attn", f"{name}.feed_forward"
+        taps = self._weights[f"{attention}.fsmn_block.weight"][:, 0].copy()
+        taps[:, taps.shape[1] // 2] += 1.0
+        return Block(
+            norm1=self._norm(f"{name}.norm1"),
+            norm2=self._norm(f"{name}.norm2"),
+            query_key_value=self._linear(f"{attention}.linear_q_k_v"),
+            out=self._linear(f"{attention}.linear_out"),
+            forward1=self._linear(f"{forward}.w_1"),
+            forward2=self._linear(f"{forward}.w_2"),
+            taps=self._floats(taps.T),
+        )
+
+    def _norm(self, name: str) -> Norm:
+        scale, shift = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+        return Norm(scale=self._floats(scale), shift=self._floats(shift), size=len(scale))
+
+    def _linear(self, name: str) -> Linear:
+        weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+        n_out, n_in = weight.shape
+        weight = np.pad(weight, ((0, -n_out % PANEL_COLUMNS), (0, -n_in % STEP)))
+        columns, scales = quantize_columns(weight, limit=127)
+        return Linear(
+            panels=self._keep(to_panels(columns.T)),
+            scales=self._floats(scales),
+            bias=self._floats(np.pad(bias, (0, len(weight) - n_out), constant_values=NEVER)),
+            weight_sums=self._floats(columns.sum(axis=0, dtype=np.int32)),
+            n_in=weight.shape[1],
+            n_out=len(weight),
+        )
+
+    def _floats(self, values: Array) -> int:
+        return self._keep(np.ascontiguousarray(values, np.float32))
+
+    def _keep(self, values: Array) -> int:
+        self._kept.append(values)
+        return int(values.ctypes.data)

@@ -1,0 +1,278 @@
+"""The engine in C against torch's: for tiles where the CPU has them, and in plain C everywhere."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from sensevoice_service.callers import Threads
+from sensevoice_service.ctc import best_path
+from sensevoice_service.encoder import EncoderConfig, SenseVoice
+from sensevoice_service.frontend import FeatureBatch
+from sensevoice_service.likeness import likeness, require_likeness
+from sensevoice_service.loading import check_chunk
+from sensevoice_service.native_engine import FRAMES_TOGETHER, NativeEngine, grouped, stacked
+from sensevoice_service.native_library import (
+    PLAIN,
+    TILES,
+    NativeUnavailable,
+    Target,
+    load_library,
+    suits,
+)
+from sensevoice_service.types import Chunk, Hypothesis
+from tests.models import Model, chunk_of, noise
+
+SHARED = Threads(narrow=1, wide=2)
+TARGETS = {"plain": PLAIN, "tiles": TILES}
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def library(request: pytest.FixtureRequest) -> ctypes.CDLL:
+    target: Target = TARGETS[request.param]
+    if not suits(target):
+        pytest.skip("this CPU has no tile unit")
+    return load_library(target)
+
+
+@pytest.fixture(scope="module")
+def engine(library: ctypes.CDLL, demo: Model) -> NativeEngine:
+    return NativeEngine(demo.engine.model, demo.engine.frontend, SHARED, library)
+
+
+@pytest.fixture(scope="module")
+def chunks() -> list[Chunk]:
+    spoken = check_chunk().samples
+    return [
+        chunk_of(spoken),
+        chunk_of(spoken[: len(spoken) // 2], use_itn=False),
+        chunk_of(noise(16_000)),
+        chunk_of(spoken[:100], language="zh"),
+    ]
+
+
+def same(a: Hypothesis, b: Hypothesis) -> bool:
+    arrays = ("token_ids", "first_frames", "last_frames")
+    return a.prompt_ids == b.prompt_ids and all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in arrays
+    )
+
+
+def row_of(batch: FeatureBatch, index: int) -> FeatureBatch:
+    """With the same features: those of the front end depend on the batch in their last bit."""
+    row = slice(index, index + 1)
+    return FeatureBatch(
+        features=batch.features[row, : batch.lengths[index]],
+        n_frames=None,
+        language_rows=batch.language_rows[row],
+        textnorm_rows=batch.textnorm_rows[row],
+        lengths=batch.lengths[row],
+    )
+
+
+def features_of(lengths: list[int], size: int, seed: int = 0) -> FeatureBatch:
+    values = torch.randn(
+        len(lengths), max(lengths), size, generator=torch.Generator().manual_seed(seed)
+    )
+    for row, length in enumerate(lengths):
+        values[row, length:] = 0.0
+    rows = torch.zeros(len(lengths), dtype=torch.int64)
+    return FeatureBatch(values, torch.tensor(lengths), rows, rows, tuple(lengths))
+
+
+@torch.inference_mode()
+def heard_by_torch(model: SenseVoice, batch: FeatureBatch) -> list[NDArray[np.float32]]:
+    hidden = model.encode(
+        batch.features, torch.tensor(batch.lengths), batch.language_rows, batch.textnorm_rows
+    )
+    return [row[: 4 + length].numpy() for row, length in zip(hidden, batch.lengths, strict=True)]
+
+
+def test_it_hears_what_torch_hears(engine: NativeEngine, demo: Model) -> None:
+    heard = engine([check_chunk()])[0]
+    wanted = demo.engine([check_chunk()])[0]
+    assert heard.token_ids.tolist() == wanted.token_ids.tolist()
+    assert len(heard.token_ids) == 4
+    assert heard.prompt_ids == wanted.prompt_ids
+    assert np.abs(heard.first_frames - wanted.first_frames).max() <= 1
+    assert require_likeness(demo.engine.model, engine, check_chunk()) > 0.99
+
+
+def test_every_length_is_heard_to_its_last_frame(engine: NativeEngine, demo: Model) -> None:
+    """Those at which a tile, or a panel of keys, is just full, and just is not."""
+    config = demo.engine.model.config
+    batch = features_of([1, 11, 12, 13, 27, 28, 29, 44, 45, 61, 92, 93], config.input_size)
+    for found, wanted in zip(
+        engine.hidden(batch), heard_by_torch(demo.engine.model, batch), strict=True
+    ):
+        assert found.shape == wanted.shape
+        assert likeness([wanted], [found]) > 0.99
+        assert likeness([wanted[-1:]], [found[-1:]]) > 0.97
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        EncoderConfig(70, 48, 64, 2, 128, 3, 2, 5),
+        EncoderConfig(64, 80, 96, 4, 64, 2, 1, 3),
+        EncoderConfig(33, 560, 512, 4, 2_048, 1, 1, 11),
+    ],
+    ids=["heads of a panel", "heads of less", "as published"],
+)
+def test_other_sizes_are_heard_too(
+    library: ctypes.CDLL, demo: Model, config: EncoderConfig
+) -> None:
+    torch.manual_seed(0)
+    model = SenseVoice(config).eval()
+    engine = NativeEngine(model, demo.engine.frontend, SHARED, library)
+    batch = features_of([40, 17], config.input_size)
+    assert likeness(heard_by_torch(model, batch), engine.hidden(batch)) > 0.99
+
+
+def test_a_row_of_a_batch_is_exactly_the_row_alone(
+    engine: NativeEngine, chunks: list[Chunk]
+) -> None:
+    batch = engine.frontend(chunks)
+    together = engine.infer(batch)
+    alone = [engine.infer(row_of(batch, index))[0] for index in range(len(chunks))]
+    assert len(together) == len(chunks)
+    assert all(same(a, b) for a, b in zip(together, alone, strict=True))
+
+
+def test_the_logits_of_each_row_are_those_of_its_arg_max(
+    engine: NativeEngine, demo: Model, chunks: list[Chunk]
+) -> None:
+    n_tokens = demo.vocabulary.size
+    read = engine.read_logits(
+        chunks, lambda row, logits: (row, logits.shape, logits.argmax(dim=-1))
+    )
+    assert [row for row, _, _ in read] == list(range(len(chunks)))
+    for heard, chunk, (_, shape, ids) in zip(engine(chunks), chunks, read, strict=True):
+        assert shape == (chunk.n_frames, n_tokens)
+        assert same(heard, best_path(ids.to(torch.int32).numpy()))
+
+
+def test_callers_share_it(engine: NativeEngine, chunks: list[Chunk]) -> None:
+    wanted = engine(chunks)
+    with ThreadPoolExecutor(4) as pool:
+        for heard in pool.map(engine, [chunks] * 8):
+            assert all(same(a, b) for a, b in zip(heard, wanted, strict=True))
+
+
+@pytest.mark.parametrize("n_threads", [2, 3, 7])
+def test_a_team_gives_the_bits_that_one_thread_gives(
+    engine: NativeEngine, demo: Model, library: ctypes.CDLL, n_threads: int
+) -> None:
+    team = NativeEngine(
+        demo.engine.model, demo.engine.frontend, Threads(n_threads, n_threads), library
+    )
+    batch = features_of([37, 20, 3], demo.engine.model.config.input_size)
+    for ours, theirs in zip(team.hidden(batch), engine.hidden(batch), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for one, other in zip(team.infer(batch), engine.infer(batch), strict=True):
+        assert same(one, other)
+
+
+@pytest.mark.skipif(not suits(TILES), reason="this CPU has no tile unit")
+def test_tiles_give_what_plain_c_gives(demo: Model) -> None:
+    plain, tiles = (
+        NativeEngine(demo.engine.model, demo.engine.frontend, SHARED, load_library(target))
+        for target in (PLAIN, TILES)
+    )
+    batch = plain.frontend([check_chunk()])
+    assert likeness(plain.hidden(batch), tiles.hidden(batch)) > 0.999
+
+
+def test_audio_longer_than_all_before_gets_its_positions(demo: Model, library: ctypes.CDLL) -> None:
+    engine = NativeEngine(demo.engine.model, demo.engine.frontend, SHARED, library)
+    long = chunk_of(np.tile(check_chunk().samples, 20))
+    heard, wanted = engine([long])[0], demo.engine([long])[0]
+    assert heard.last_frames[-1] > 512
+    agreeing = len(set(heard.token_ids.tolist()) & set(wanted.token_ids.tolist()))
+    assert agreeing >= len(set(wanted.token_ids.tolist())) - 1
+
+
+@dataclass
+class Watched:
+    """Stands for the library: notes the threads of each call, and what they come to."""
+
+    result: int = 1
+    during: Callable[[], object] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.n_threads: list[int] = []
+        self.n_rows: list[int] = []
+
+    def sensevoice_encode(self, *arguments: Any) -> int:
+        self.n_rows.append(arguments[3])
+        self.n_threads.append(arguments[4])
+        self.during()
+        return self.result
+
+
+def watched(demo: Model, library: Watched) -> NativeEngine:
+    as_library: Any = library
+    return NativeEngine(demo.engine.model, demo.engine.frontend, Threads(1, 4), as_library)
+
+
+def test_a_lone_caller_has_all_cores_and_the_second_its_share(demo: Model) -> None:
+    library = Watched()
+    engine = watched(demo, library)
+    batch = engine.frontend([check_chunk()])
+
+    def call_once_more() -> None:
+        library.during = lambda: None
+        engine.infer(batch)
+
+    library.during = call_once_more
+    engine.infer(batch)
+    followed = replace(check_chunk(), has_followers=True)
+    engine.infer(engine.frontend([followed]))
+    assert library.n_threads == [4, 1, 1]
+
+
+def test_short_utterances_go_together_and_long_ones_alone(demo: Model) -> None:
+    library = Watched()
+    engine = watched(demo, library)
+    engine.infer(features_of([16] * 14, demo.engine.model.config.input_size))
+    engine.infer(features_of([300, 200], demo.engine.model.config.input_size))
+    assert library.n_rows == [12, 2, 1, 1]
+
+
+def test_want_of_memory_is_told(demo: Model) -> None:
+    engine = watched(demo, Watched(result=0))
+    with pytest.raises(MemoryError, match="frames"):
+        engine([check_chunk()])
+
+
+def test_a_network_that_does_not_fit_is_refused(demo: Model) -> None:
+    model = SenseVoice(EncoderConfig(64, 80, 90, 2, 64, 1, 1, 3))
+    as_library: Any = Watched()
+    with pytest.raises(NativeUnavailable, match="output_size 90"):
+        NativeEngine(model, demo.engine.frontend, SHARED, as_library)
+
+
+def test_groups_keep_the_order_and_their_bound() -> None:
+    rows = [np.zeros((n, 2), np.float32) for n in (200, 56, 1, 300, 100, 100, 100)]
+    lengths = [[len(row) for row in group] for group in grouped(rows)]
+    assert lengths == [[200, 56], [1], [300], [100, 100], [100]]
+    assert list(grouped([])) == []
+    assert FRAMES_TOGETHER == 256
+
+
+def test_each_utterance_begins_at_a_whole_tile_behind_zeros() -> None:
+    rows = [np.full((n, 3), n, np.float32) for n in (16, 5, 33)]
+    x, firsts = stacked(rows)
+    assert firsts == [0, 16, 32]
+    assert x.shape == (80, 3)
+    assert np.array_equal(x[16:21], rows[1])
+    assert not x[21:32].any()
+    assert not x[65:].any()

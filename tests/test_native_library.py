@@ -1,0 +1,192 @@
+"""The compilation of the C: where it goes, and what is said where there can be none."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sensevoice_service import native_library
+from sensevoice_service.native_library import (
+    PLAIN,
+    SOURCES,
+    TILES,
+    NativeUnavailable,
+    compile_library,
+    load_library,
+    main,
+    path_of,
+    suits,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+ALL_FLAGS = " ".join(sorted(TILES.cpu_flags))
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the sources in which nothing has been compiled."""
+    folder = tmp_path / "native"
+    shutil.copytree(SOURCES, folder, ignore=shutil.ignore_patterns("*.so"))
+    monkeypatch.setattr(native_library, "SOURCES", folder)
+    return folder
+
+
+def compiler(folder: Path, script: str) -> str:
+    path = folder / "compiler"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def libraries(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.so"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "does"),
+    [
+        (ALL_FLAGS + " sse2 fpu", True),
+        (ALL_FLAGS.replace("amx_int8", ""), False),
+        (ALL_FLAGS.replace("avx512vbmi", ""), False),
+        ("fp asimd asimddp", False),
+    ],
+)
+def test_a_cpu_suits_if_it_has_all_that_is_needed(tmp_path: Path, flags: str, does: bool) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"flags\t\t: {flags}\n")
+    assert suits(TILES, cpuinfo) is does
+    assert suits(PLAIN, cpuinfo)
+
+
+def test_without_cpuinfo_nothing_is_taken_for_granted(tmp_path: Path) -> None:
+    assert not suits(TILES, tmp_path / "none")
+
+
+def test_it_is_compiled_once_and_found_after_that(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_library(PLAIN).sensevoice_begin() == 1
+    assert libraries(sources) == [path_of(PLAIN)]
+    monkeypatch.setenv("CC", compiler(sources, "exit 1"))
+    assert load_library(PLAIN).sensevoice_begin() == 1
+
+
+def test_other_sources_or_flags_are_another_library(sources: Path) -> None:
+    before = path_of(PLAIN)
+    assert path_of(TILES) != before
+    with (sources / "tiles.h").open("a") as file:
+        file.write("/* more */\n")
+    assert path_of(PLAIN) != before
+
+
+def test_where_the_sources_cannot_be_written_beside_nothing_is_left(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_library, "is_writable", lambda folder: False)
+    assert load_library(PLAIN).sensevoice_begin() == 1
+    assert libraries(sources) == []
+
+
+@pytest.mark.usefixtures("sources")
+def test_without_a_compiler_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NativeUnavailable, match="no C compiler"):
+        load_library(PLAIN)
+
+
+def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = "echo 'encoder.c:1: note: here' >&2; echo 'error: unknown -mamx-int8' >&2; exit 1"
+    monkeypatch.setenv("CC", compiler(sources, fails))
+    with pytest.raises(NativeUnavailable, match="error: unknown -mamx-int8"):
+        load_library(PLAIN)
+    assert libraries(sources) == []
+
+
+def test_a_compiler_that_hangs_is_given_up(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", compiler(sources, "exec sleep 60"))
+    monkeypatch.setattr(native_library, "COMPILE_S", 0.2)
+    with pytest.raises(NativeUnavailable, match="took more than"):
+        load_library(PLAIN)
+    assert libraries(sources) == []
+
+
+def test_a_compiler_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, sources: Path
+) -> None:
+    monkeypatch.setenv("CC", str(sources / "nothing"))
+    with pytest.raises(NativeUnavailable, match="nothing"):
+        load_library(PLAIN)
+
+
+def test_a_file_that_is_no_library_is_not_loaded(sources: Path) -> None:
+    path_of(PLAIN).write_bytes(b"\x7fELF and then nothing")
+    with pytest.raises(NativeUnavailable, match="cannot be loaded"):
+        load_library(PLAIN)
+
+
+def test_a_kernel_that_forbids_the_tile_unit_is_believed(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sources / "tiles.h"
+    source.write_text(
+        source.read_text().replace(
+            "static inline int tiles_permitted(void) { return 1; }",
+            "static inline int tiles_permitted(void) { return 0; }",
+        )
+    )
+    with pytest.raises(NativeUnavailable, match="tile unit"):
+        load_library(PLAIN)
+
+
+@pytest.mark.usefixtures("sources")
+def test_the_library_keeps_tiny_numbers_for_others() -> None:
+    """Whole -ffast-math would bring code that switches them off for the thread that loads it."""
+    compile_library(PLAIN, path_of(PLAIN))
+    ctypes.CDLL(str(path_of(PLAIN)))
+    tiny = 1e-310
+    assert tiny / 2 > 0
+    assert b"set_fast_math" not in path_of(PLAIN).read_bytes()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86 has this tile unit")
+def test_an_image_has_it_compiled_for_tiles(
+    sources: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main() == 0
+    assert capsys.readouterr().out.split() == [str(path_of(TILES))]
+    assert libraries(sources) == [path_of(TILES)]
+
+
+def test_an_image_without_it_is_not_built(
+    sources: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setenv("CC", compiler(sources, "exit 1"))
+    assert main() == 1
+    assert "failed" in capsys.readouterr().err
+
+
+def test_on_another_processor_there_is_nothing_to_compile(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert main() == 0
+    assert "nothing to compile" in capsys.readouterr().out
+
+
+def test_the_image_takes_what_its_build_compiled() -> None:
+    _, build, final = (ROOT / "Dockerfile").read_text("utf-8").split("\nFROM ")
+    assert "gcc libc6-dev" in build
+    assert "python3 -m sensevoice_service.native_library" in build
+    assert "gcc" not in final
+    assert (
+        "COPY --from=build /app/sensevoice_service/native ./sensevoice_service/native"
+        in final.splitlines()
+    )
