@@ -34,6 +34,7 @@ N_MELS = 80
 FFT_SAMPLES = 512
 LOW_HZ = 20.0
 PREEMPHASIS = 0.97
+LOG_FLOOR = torch.finfo(torch.float32).eps
 INT16_SCALE = 32_768.0
 # A CPU's caches hold every intermediate value of so many windows; of a whole clip they do not, and
 # that takes more than twice as long.
@@ -122,16 +123,21 @@ def mel_banks() -> Tensor:
     return torch.from_numpy(with_nyquist.T.astype(np.float32).copy())
 
 
+def hamming_window() -> Tensor:
+    return torch.hamming_window(FBANK_WINDOW_SAMPLES, periodic=False)
+
+
 class Frontend:
     """Chunks to a ``FeatureBatch`` on one device; holds constants only, so threads may share it."""
 
     def __init__(self, cmvn: Cmvn, device: torch.device) -> None:
         self.device = device
+        self.cmvn = cmvn
         self._is_gpu = device.type == "cuda"
         self._shift = cmvn.shift.to(device)
         self._scale = cmvn.scale.to(device)
         self._mel = mel_banks().to(device)
-        self._window = torch.hamming_window(FBANK_WINDOW_SAMPLES, periodic=False, device=device)
+        self._window = hamming_window().to(device)
 
     @torch.inference_mode()
     def __call__(self, chunks: Sequence[Chunk]) -> FeatureBatch:
@@ -191,7 +197,7 @@ class Frontend:
         spectrum = torch.fft.rfft(emphasised.mul_(self._window), n=FFT_SAMPLES)
         squares = torch.view_as_real(spectrum).square_()
         power = squares[..., 0] + squares[..., 1]
-        return (power @ self._mel).clamp_min_(torch.finfo(torch.float32).eps).log_()
+        return (power @ self._mel).clamp_min_(LOG_FLOOR).log_()
 
     def _join(self, waveforms: Sequence[Waveform], starts: Sequence[int]) -> Tensor:
         """All waveforms on the device in one copy, float32 on the int16 scale.

@@ -23,6 +23,7 @@ from sensevoice_service.encoder import SenseVoice
 from sensevoice_service.encoder_inputs import EncoderInputs, Features
 from sensevoice_service.engine import Precision
 from sensevoice_service.frontend import FeatureBatch, Frontend
+from sensevoice_service.native_frontend import NativeFrontend
 from sensevoice_service.native_library import NativeUnavailable
 from sensevoice_service.native_network import NetworkWeights, why_not
 from sensevoice_service.types import SAMPLE_RATE_HZ, Chunk, DecodeOptions, Hypothesis
@@ -50,6 +51,7 @@ class NativeEngine:
     """
 
     precision: Precision = "int8"
+    frontend: Frontend
 
     def __init__(
         self, model: SenseVoice, frontend: Frontend, threads: Threads, library: ctypes.CDLL
@@ -57,8 +59,8 @@ class NativeEngine:
         misfit = why_not(model.config)
         if misfit is not None:
             raise NativeUnavailable(f"the native encoder has no room for {misfit}")
-        self.frontend = frontend
-        self.device = frontend.device
+        self.frontend = NativeFrontend(frontend, library)
+        self.device = self.frontend.device
         self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
         self._threads = threads
         self._callers = Callers()

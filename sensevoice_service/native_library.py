@@ -97,8 +97,9 @@ def compile_library(target: Target, path: Path) -> None:
     if compiler is None:
         raise NativeUnavailable("there is no C compiler (cc) for the native encoder")
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".so", delete=False) as unfinished:
-        source = str(SOURCES / "encoder.c")
-        command = [*compiler.split(), *FLAGS, *target.flags, source, "-o", unfinished.name, "-lm"]
+        sources = [str(source) for source in sorted(SOURCES.glob("*.c"))]
+        command = [*compiler.split(), *FLAGS, *target.flags, *sources]
+        command += ["-o", unfinished.name, "-lm"]
     try:
         _run(command)
         os.replace(unfinished.name, path)

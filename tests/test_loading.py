@@ -38,6 +38,7 @@ from sensevoice_service.onnx_graph import Int8
 from sensevoice_service.types import Chunk, DecodeOptions, Hypothesis, ModelError
 from tests.echo import ONE_BY_ONE, PATIENT_S
 from tests.models import Model
+from tests.native_fakes import Silent
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
@@ -146,7 +147,7 @@ def test_where_the_native_library_cannot_be_had_onnxruntime_serves(
 def test_a_native_library_that_hears_something_else_does_not_serve(
     demo: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Deaf:
+    class Deaf(Silent):
         """Stands for the library: of one utterance it hears nothing."""
 
         def sensevoice_encode(self, *arguments: Any) -> int:

@@ -30,6 +30,7 @@ from sensevoice_service.native_library import (
 )
 from sensevoice_service.types import Chunk, Hypothesis
 from tests.models import Model, chunk_of, noise
+from tests.native_fakes import Silent
 
 SHARED = Threads(narrow=1, wide=2)
 TARGETS = {"plain": PLAIN, "tiles": TILES}
@@ -201,7 +202,7 @@ def test_audio_longer_than_all_before_gets_its_positions(demo: Model, library: c
 
 
 @dataclass
-class Watched:
+class Watched(Silent):
     """Stands for the library: notes the threads of each call, and what they come to."""
 
     result: int = 1
