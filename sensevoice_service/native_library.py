@@ -87,13 +87,22 @@ def path_of(target: Target) -> Path:
     return SOURCES / f"encoder-{digest.hexdigest()[:16]}.so"
 
 
+def is_at_hand(target: Target = TILES) -> bool:
+    """Whether a start finds the library, or something to compile it with."""
+    return path_of(target).exists() or find_compiler() is not None
+
+
+def find_compiler() -> str | None:
+    return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+
+
 def is_writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK)
 
 
 def compile_library(target: Target, path: Path) -> None:
     """Write the library at once whole. Raises ``NativeUnavailable`` and ``OSError``."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    compiler = find_compiler()
     if compiler is None:
         raise NativeUnavailable("there is no C compiler (cc) for the native encoder")
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".so", delete=False) as unfinished:

@@ -12,9 +12,15 @@ from typing import Any
 import pytest
 
 from config import Settings, load_settings
-from sensevoice_service.cli import machine
+from sensevoice_service.cli import info, machine
 from sensevoice_service.cli.command import main
-from sensevoice_service.cli.info import as_text, cpu_warnings, gather, gpu_warnings
+from sensevoice_service.cli.info import (
+    as_text,
+    cpu_warnings,
+    gather,
+    gpu_warnings,
+    tile_warnings,
+)
 from sensevoice_service.cli.machine import Cpu, Gpu, read_cpu, read_gpus
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,6 +146,29 @@ def test_int8_without_vnni_is_warned_of() -> None:
     old = replace(CPU, features=("avx2",))
     assert cpu_warnings(CPU, "int8") == cpu_warnings(old, "fp32") == []
     assert "no VNNI" in cpu_warnings(old, "int8")[0]
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_tiles", "has_library", "n_warnings"),
+    [
+        ("int8", True, False, 1),
+        ("int8", True, True, 0),
+        ("int8", False, False, 0),
+        ("fp32", True, False, 0),
+    ],
+)
+def test_a_tile_unit_without_what_uses_it_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    has_tiles: bool,
+    has_library: bool,
+    n_warnings: int,
+) -> None:
+    monkeypatch.setattr(info, "suits", lambda target: has_tiles)
+    monkeypatch.setattr(info, "is_at_hand", lambda: has_library)
+    warnings = tile_warnings(precision)
+    assert len(warnings) == n_warnings
+    assert all("no C compiler" in warning for warning in warnings)
 
 
 def test_gpus_have_a_line_each(found: dict[str, Any]) -> None:

@@ -115,12 +115,20 @@ RULES = {
     "the model knows no requests": (
         ours(
             *("loading", "steering", "engine", "onnx_engine", "onnx_graph"),
+            *("native_engine", "native_frontend", "native_network", "encoder_inputs", "likeness"),
             *("encoder", "frontend", "tokenizer"),
         ),
         WEB | AUDIO | EVENT_LOOP | {"config", f"{PACKAGE}.batcher"},
     ),
+    "sharing cores and compiling take no model": (
+        ours("callers", "native_library"),
+        WEB | MODEL | HUBS | AUDIO | EVENT_LOOP | {"config", "numpy"},
+    ),
     "an engine is given files": (
-        ours("engine", "onnx_engine", "onnx_graph", "encoder", "frontend", "tokenizer"),
+        ours(
+            *("engine", "onnx_engine", "onnx_graph", "encoder", "frontend", "tokenizer"),
+            *("native_engine", "native_frontend", "native_network", "encoder_inputs", "likeness"),
+        ),
         HUBS | {f"{PACKAGE}.model_store"},
     ),
     "finding a model takes no inference": (

@@ -16,6 +16,7 @@ from sensevoice_service.native_library import (
     TILES,
     NativeUnavailable,
     compile_library,
+    is_at_hand,
     load_library,
     main,
     path_of,
@@ -97,6 +98,18 @@ def test_without_a_compiler_it_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NativeUnavailable, match="no C compiler"):
         load_library(PLAIN)
+
+
+def test_it_is_at_hand_if_it_is_compiled_or_can_be(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", compiler(sources, "exit 0"))
+    assert is_at_hand(PLAIN)
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not is_at_hand(PLAIN)
+    path_of(PLAIN).touch()
+    assert is_at_hand(PLAIN)
 
 
 def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(

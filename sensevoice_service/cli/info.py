@@ -19,6 +19,7 @@ from sensevoice_service.cli.machine import Cpu, Gpu, read_cpu, read_gpus
 from sensevoice_service.hub import HUB_NAMES
 from sensevoice_service.memory import read_memory
 from sensevoice_service.model_store import resolve_model
+from sensevoice_service.native_library import TILES, is_at_hand, suits
 from sensevoice_service.types import ModelError
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +63,7 @@ def gather(settings: Settings) -> dict[str, Any]:
             *model_warnings,
             *device_warnings,
             *cpu_warnings(cpu, device["precision"]),
+            *tile_warnings(device["precision"]),
             *gpu_warnings(gpus),
         ],
     }
@@ -70,6 +72,14 @@ def gather(settings: Settings) -> dict[str, Any]:
 def cpu_warnings(cpu: Cpu, precision: str | None) -> list[str]:
     is_slow = precision == "int8" and "avx2" in cpu.features and not _has_vnni(cpu)
     return ["this CPU has no VNNI: int8 is slower and less exact on it"] if is_slow else []
+
+
+def tile_warnings(precision: str | None) -> list[str]:
+    is_missed = precision == "int8" and suits(TILES) and not is_at_hand()
+    return [
+        "this CPU has a tile unit, but there is no C compiler for what uses it (gcc libc6-dev):"
+        " int8 has little more than half its speed"
+    ] * is_missed
 
 
 def gpu_warnings(gpus: Sequence[Gpu]) -> list[str]:
