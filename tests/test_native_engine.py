@@ -28,8 +28,9 @@ from sensevoice_service.native_library import (
     load_library,
     suits,
 )
-from sensevoice_service.types import Chunk, Hypothesis
-from tests.models import Model, chunk_of, noise
+from sensevoice_service.types import Chunk
+from tests.engines import row_of, same, some_chunks
+from tests.models import Model, chunk_of
 from tests.native_fakes import Silent
 
 SHARED = Threads(narrow=1, wide=2)
@@ -51,32 +52,7 @@ def engine(library: ctypes.CDLL, demo: Model) -> NativeEngine:
 
 @pytest.fixture(scope="module")
 def chunks() -> list[Chunk]:
-    spoken = check_chunk().samples
-    return [
-        chunk_of(spoken),
-        chunk_of(spoken[: len(spoken) // 2], use_itn=False),
-        chunk_of(noise(16_000)),
-        chunk_of(spoken[:100], language="zh"),
-    ]
-
-
-def same(a: Hypothesis, b: Hypothesis) -> bool:
-    arrays = ("token_ids", "first_frames", "last_frames")
-    return a.prompt_ids == b.prompt_ids and all(
-        np.array_equal(getattr(a, name), getattr(b, name)) for name in arrays
-    )
-
-
-def row_of(batch: FeatureBatch, index: int) -> FeatureBatch:
-    """With the same features: those of the front end depend on the batch in their last bit."""
-    row = slice(index, index + 1)
-    return FeatureBatch(
-        features=batch.features[row, : batch.lengths[index]],
-        n_frames=None,
-        language_rows=batch.language_rows[row],
-        textnorm_rows=batch.textnorm_rows[row],
-        lengths=batch.lengths[row],
-    )
+    return some_chunks()
 
 
 def features_of(lengths: list[int], size: int, seed: int = 0) -> FeatureBatch:

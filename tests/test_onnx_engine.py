@@ -14,13 +14,13 @@ import torch
 
 from sensevoice_service.callers import Threads
 from sensevoice_service.ctc import best_path
-from sensevoice_service.frontend import FeatureBatch
 from sensevoice_service.likeness import require_likeness
 from sensevoice_service.loading import check_chunk
 from sensevoice_service.onnx_engine import OnnxEngine, choose_int8
 from sensevoice_service.onnx_graph import Int8
-from sensevoice_service.types import Chunk, Hypothesis, ModelError
-from tests.models import Model, chunk_of, noise
+from sensevoice_service.types import Chunk, ModelError
+from tests.engines import row_of, same, some_chunks
+from tests.models import Model, chunk_of
 
 SHARED = Threads(narrow=1, wide=2)
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,20 +34,7 @@ def engine(request: pytest.FixtureRequest, demo: Model) -> OnnxEngine:
 
 @pytest.fixture(scope="module")
 def chunks() -> list[Chunk]:
-    spoken = check_chunk().samples
-    return [
-        chunk_of(spoken),
-        chunk_of(spoken[: len(spoken) // 2], use_itn=False),
-        chunk_of(noise(16_000)),
-        chunk_of(spoken[:100], language="zh"),
-    ]
-
-
-def same(a: Hypothesis, b: Hypothesis) -> bool:
-    arrays = ("token_ids", "first_frames", "last_frames")
-    return a.prompt_ids == b.prompt_ids and all(
-        np.array_equal(getattr(a, name), getattr(b, name)) for name in arrays
-    )
+    return some_chunks()
 
 
 def test_onnxruntime_keeps_no_records_of_its_use(tmp_path: Path) -> None:
@@ -82,18 +69,6 @@ def test_a_row_of_a_batch_is_exactly_the_row_alone(engine: OnnxEngine, chunks: l
     batch = engine.frontend(chunks)
     for index, row in enumerate(engine.hidden(batch)):
         np.testing.assert_array_equal(row, engine.hidden(row_of(batch, index))[0])
-
-
-def row_of(batch: FeatureBatch, index: int) -> FeatureBatch:
-    """With the same features: those of the front end depend on the batch in their last bit."""
-    row = slice(index, index + 1)
-    return FeatureBatch(
-        features=batch.features[row, : batch.lengths[index]],
-        n_frames=None,
-        language_rows=batch.language_rows[row],
-        textnorm_rows=batch.textnorm_rows[row],
-        lengths=batch.lengths[row],
-    )
 
 
 def test_the_logits_of_each_row_are_those_of_its_arg_max(

@@ -63,39 +63,30 @@ static inline void tiles_end(void) { _tile_release(); }
 #define DEFINE_PRODUCT(name, value, multiply)                                                     \
     static inline void name(Operands in, value *out, int stride) {                                \
         const char *a = in.rows, *b = in.panel, *ahead = in.ahead;                                \
-        const int stride_bytes = stride * (int)sizeof(value);                                     \
+        const int stride_bytes = stride * (int)sizeof(value), are_two = in.n_row_tiles == 2;      \
         _tile_zero(0);                                                                            \
         _tile_zero(1);                                                                            \
-        if (in.n_row_tiles == 1) {                                                                \
-            for (int step = 0; step < in.n_steps; step++, a += TILE_BYTES, b += 2 * TILE_BYTES) { \
-                _tile_loadd(4, a, 64);                                                            \
-                _tile_loadd(6, b, 64);                                                            \
-                multiply(0, 4, 6);                                                                \
-                _tile_loadd(7, b + TILE_BYTES, 64);                                               \
-                multiply(1, 4, 7);                                                                \
-                for (int i = 0; i < in.lines_ahead; i++, ahead += 64)                             \
-                    __builtin_prefetch(ahead, 0, 2);                                              \
-            }                                                                                     \
-        } else {                                                                                  \
-            _tile_zero(2);                                                                        \
-            _tile_zero(3);                                                                        \
-            for (int step = 0; step < in.n_steps; step++, a += TILE_BYTES, b += 2 * TILE_BYTES) { \
-                _tile_loadd(4, a, 64);                                                            \
-                _tile_loadd(6, b, 64);                                                            \
-                multiply(0, 4, 6);                                                                \
-                _tile_loadd(7, b + TILE_BYTES, 64);                                               \
-                multiply(1, 4, 7);                                                                \
+        _tile_zero(2);                                                                            \
+        _tile_zero(3);                                                                            \
+        for (int step = 0; step < in.n_steps; step++, a += TILE_BYTES, b += 2 * TILE_BYTES) {     \
+            _tile_loadd(4, a, 64);                                                                \
+            _tile_loadd(6, b, 64);                                                                \
+            multiply(0, 4, 6);                                                                    \
+            _tile_loadd(7, b + TILE_BYTES, 64);                                                   \
+            multiply(1, 4, 7);                                                                    \
+            if (are_two) {                                                                        \
                 _tile_loadd(5, a + in.row_tile_bytes, 64);                                        \
                 multiply(2, 5, 6);                                                                \
                 multiply(3, 5, 7);                                                                \
-                for (int i = 0; i < in.lines_ahead; i++, ahead += 64)                             \
-                    __builtin_prefetch(ahead, 0, 2);                                              \
             }                                                                                     \
-            _tile_stored(2, out + 16 * stride, stride_bytes);                                     \
-            _tile_stored(3, out + 16 * stride + 16, stride_bytes);                                \
+            for (int i = 0; i < in.lines_ahead; i++, ahead += 64)                                 \
+                __builtin_prefetch(ahead, 0, 2);                                                  \
         }                                                                                         \
         _tile_stored(0, out, stride_bytes);                                                       \
         _tile_stored(1, out + 16, stride_bytes);                                                  \
+        if (!are_two) return;                                                                     \
+        _tile_stored(2, out + 16 * stride, stride_bytes);                                         \
+        _tile_stored(3, out + 16 * stride + 16, stride_bytes);                                    \
     }
 
 DEFINE_PRODUCT(product_int8, int32_t, _tile_dpbusd)
