@@ -14,6 +14,7 @@ from sensevoice_service.encoder import EncoderConfig
 from sensevoice_service.onnx_graph import quantize_columns
 
 PANEL_COLUMNS, STEP = 32, 64  # columns of a panel, and what one tile of it sums over: see tiles.h
+LINE_BYTES = 64
 LANES = 32  # channels that are added at once
 NEVER = -1e30  # bias of logits behind the vocabulary; the C knows no infinity
 Array = NDArray[Any]
@@ -58,11 +59,26 @@ def why_not(config: EncoderConfig) -> str | None:
     return next((f"{name} {getattr(config, name)}" for name, rest in needed.items() if rest), None)
 
 
+def padded(n_out: int, n_in: int) -> tuple[int, int]:
+    """The size of a layer in whole panels and steps."""
+    return n_out + -n_out % PANEL_COLUMNS, n_in + -n_in % STEP
+
+
 def to_panels(columns: NDArray[np.int8]) -> NDArray[np.int8]:
     """``(n_out, n_in)`` to ``(panels, steps, 2, 16, 16, 4)``: tiles of four neighbours a column."""
     n_out, n_in = columns.shape
     tiles = columns.reshape(n_out // PANEL_COLUMNS, 2, 16, n_in // STEP, 16, 4)
-    return np.ascontiguousarray(tiles.transpose(0, 3, 1, 4, 2, 5))
+    return tiles.transpose(0, 3, 1, 4, 2, 5)
+
+
+def aligned(values: Array) -> Array:
+    """A copy that begins at a line of the cache, as a row of a tile fills one."""
+    n_bytes = values.nbytes
+    memory = np.empty(n_bytes + LINE_BYTES, np.int8)
+    start = -memory.ctypes.data % LINE_BYTES
+    copy: Array = memory[start : start + n_bytes].view(values.dtype).reshape(values.shape)
+    copy[...] = values
+    return copy
 
 
 class NetworkWeights:
@@ -114,20 +130,22 @@ class NetworkWeights:
     def _linear(self, name: str) -> Linear:
         weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
         n_out, n_in = weight.shape
-        weight = np.pad(weight, ((0, -n_out % PANEL_COLUMNS), (0, -n_in % STEP)))
+        all_out, all_in = padded(n_out, n_in)
+        weight = np.pad(weight, ((0, all_out - n_out), (0, all_in - n_in)))
         columns, scales = quantize_columns(weight, limit=127)
         return Linear(
             panels=self._keep(to_panels(columns.T)),
             scales=self._floats(scales),
-            bias=self._floats(np.pad(bias, (0, len(weight) - n_out), constant_values=NEVER)),
+            bias=self._floats(np.pad(bias, (0, all_out - n_out), constant_values=NEVER)),
             weight_sums=self._floats(columns.sum(axis=0, dtype=np.int32)),
-            n_in=weight.shape[1],
-            n_out=len(weight),
+            n_in=all_in,
+            n_out=all_out,
         )
 
     def _floats(self, values: Array) -> int:
-        return self._keep(np.ascontiguousarray(values, np.float32))
+        return self._keep(np.asarray(values, np.float32))
 
     def _keep(self, values: Array) -> int:
-        self._kept.append(values)
-        return int(values.ctypes.data)
+        copy = aligned(values)
+        self._kept.append(copy)
+        return int(copy.ctypes.data)

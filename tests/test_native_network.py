@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sensevoice_service.encoder import EncoderConfig
-from sensevoice_service.native_network import NetworkWeights, to_panels, why_not
+from sensevoice_service.native_network import NetworkWeights, aligned, to_panels, why_not
 from tests.models import Model
 
 PUBLISHED = EncoderConfig(vocab_size=25_055)
@@ -35,11 +35,19 @@ def test_a_panel_is_two_tiles_at_each_step_of_four_neighbours_a_column() -> None
     columns = np.arange(64 * 128, dtype=np.int32).reshape(64, 128).astype(np.int8)
     panels = to_panels(columns)
     assert panels.shape == (2, 2, 2, 16, 16, 4)
-    assert panels.flags.c_contiguous
     for column, at in ((0, 0), (17, 3), (33, 64), (63, 127)):
         panel, tile, within = column // 32, column % 32 // 16, column % 16
         step, row, neighbour = at // 64, at % 64 // 4, at % 4
         assert panels[panel, step, tile, row, within, neighbour] == columns[column, at]
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 1_000, 100_000])
+def test_memory_begins_at_a_line_of_the_cache(n: int) -> None:
+    values = np.arange(2 * n, dtype=np.float32).reshape(2, n).T
+    copy = aligned(values)
+    assert copy.ctypes.data % 64 == 0
+    assert copy.flags.c_contiguous
+    assert np.array_equal(copy, values)
 
 
 def test_sizes_are_whole_panels_and_steps(demo: Model) -> None:
