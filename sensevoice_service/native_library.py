@@ -111,6 +111,7 @@ def compile_library(target: Target, path: Path) -> None:
         command += ["-o", unfinished.name, "-lm"]
     try:
         _run(command)
+        os.chmod(unfinished.name, 0o755)  # an image is built by root, and served by another
         os.replace(unfinished.name, path)
     finally:
         Path(unfinished.name).unlink(missing_ok=True)

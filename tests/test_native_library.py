@@ -72,6 +72,7 @@ def test_it_is_compiled_once_and_found_after_that(
 ) -> None:
     assert load_library(PLAIN).sensevoice_begin() == 1
     assert libraries(sources) == [path_of(PLAIN)]
+    assert path_of(PLAIN).stat().st_mode & 0o777 == 0o755
     monkeypatch.setenv("CC", compiler(sources, "exit 1"))
     assert load_library(PLAIN).sensevoice_begin() == 1
 
