@@ -126,10 +126,8 @@ class Engine:
 
         On a GPU batches are captured as graphs, too.
         """
-        rng = np.random.default_rng(0)
         for rows, duration_s in shapes:
-            noise = rng.normal(0, 0.01, round(duration_s * SAMPLE_RATE_HZ)).astype(np.float32)
-            self([Chunk(noise, 0, index, DecodeOptions()) for index in range(rows)])
+            self([noise_chunk(duration_s)] * rows)
         if self.device.type == "cuda":
             self.capture_graphs()
 
@@ -160,6 +158,13 @@ def warm_up_shapes(
         fitting = max(1, min(max_items, max_padded_frames // frames))
         shapes += [(1, duration_s), (fitting, duration_s)]
     return shapes
+
+
+def noise_chunk(duration_s: float) -> Chunk:
+    """What an engine is warmed up with."""
+    n_samples = round(duration_s * SAMPLE_RATE_HZ)
+    noise = np.random.default_rng(0).normal(0, 0.01, n_samples).astype(np.float32)
+    return Chunk(noise, 0, 0, DecodeOptions())
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -7,17 +7,15 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from sensevoice_service.encoder import SenseVoice
+from sensevoice_service.encoder_inputs import Features
 from sensevoice_service.engine import Precision
 from sensevoice_service.frontend import FeatureBatch, Frontend
 from sensevoice_service.types import Chunk, ModelError
 
 # What int8 costs is a few hundredths; kernels that overflow leave nothing of the direction.
 LEAST_LIKENESS = 0.9
-
-Features = NDArray[np.float32]
 
 
 class Comparable(Protocol):

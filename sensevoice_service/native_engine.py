@@ -21,12 +21,12 @@ from sensevoice_service.callers import Callers, Threads
 from sensevoice_service.ctc import best_path
 from sensevoice_service.encoder import SenseVoice
 from sensevoice_service.encoder_inputs import EncoderInputs, Features
-from sensevoice_service.engine import Precision
+from sensevoice_service.engine import Precision, noise_chunk
 from sensevoice_service.frontend import FeatureBatch, Frontend
 from sensevoice_service.native_frontend import NativeFrontend
 from sensevoice_service.native_library import NativeUnavailable
 from sensevoice_service.native_network import NetworkWeights, why_not
-from sensevoice_service.types import SAMPLE_RATE_HZ, Chunk, DecodeOptions, Hypothesis
+from sensevoice_service.types import Chunk, Hypothesis
 
 # Of the utterances of a call; more frames gain nothing from sharing the weights.
 FRAMES_TOGETHER = 256
@@ -101,9 +101,7 @@ class NativeEngine:
 
     def warm_up(self, shapes: Sequence[tuple[int, float]]) -> None:
         """Run the longest of the (rows, seconds) from as many callers as there may be."""
-        n_samples = round(max(duration_s for _, duration_s in shapes) * SAMPLE_RATE_HZ)
-        noise = np.random.default_rng(0).normal(0, 0.01, n_samples).astype(np.float32)
-        batch = self.frontend([Chunk(noise, 0, 0, DecodeOptions())])
+        batch = self.frontend([noise_chunk(max(duration_s for _, duration_s in shapes))])
         with ThreadPoolExecutor(self._threads.n_shares) as callers:
             list(callers.map(self.infer, [batch] * self._threads.n_shares))
 

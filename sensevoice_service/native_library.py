@@ -18,6 +18,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from sensevoice_service.cpu_flags import CPUINFO, read_cpu_flags
+
 SOURCES = Path(__file__).parent / "native"
 # Of -ffast-math what loops need to be vectorised; the whole would have every thread of the process
 # that loads the library treat tiny numbers as zero.
@@ -57,10 +59,9 @@ TILES = Target(
 )
 
 
-def suits(target: Target, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def suits(target: Target, cpuinfo: Path = CPUINFO) -> bool:
     """Whether this CPU has all that the target needs."""
-    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set[str]()
-    return target.cpu_flags <= flags
+    return target.cpu_flags <= read_cpu_flags(cpuinfo)
 
 
 def load_library(target: Target = TILES) -> ctypes.CDLL:

@@ -24,13 +24,14 @@ import torch
 from torch import Tensor
 
 from sensevoice_service.callers import Callers, Threads
+from sensevoice_service.cpu_flags import CPUINFO, read_cpu_flags
 from sensevoice_service.ctc import best_path
 from sensevoice_service.encoder import SenseVoice
 from sensevoice_service.encoder_inputs import EncoderInputs, Features
-from sensevoice_service.engine import Precision
+from sensevoice_service.engine import Precision, noise_chunk
 from sensevoice_service.frontend import FeatureBatch, Frontend
 from sensevoice_service.onnx_graph import Int8, build_graph
-from sensevoice_service.types import SAMPLE_RATE_HZ, Chunk, DecodeOptions, Hypothesis
+from sensevoice_service.types import Chunk, Hypothesis
 
 # onnxruntime's fused form of a sum and a norm is an order of magnitude slower than the two.
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
@@ -93,9 +94,7 @@ class OnnxEngine:
 
         What the sessions then hold in memory is what they hold ever after.
         """
-        n_samples = round(max(duration_s for _, duration_s in shapes) * SAMPLE_RATE_HZ)
-        noise = np.random.default_rng(0).normal(0, 0.01, n_samples).astype(np.float32)
-        batch = self.frontend([Chunk(noise, 0, 0, DecodeOptions())])
+        batch = self.frontend([noise_chunk(max(duration_s for _, duration_s in shapes))])
         self.infer(batch)
         with ThreadPoolExecutor(self._n_shares) as callers:
             list(callers.map(self.hidden, [batch] * self._n_shares))
@@ -119,8 +118,8 @@ def open_session(graph: bytes, n_threads: int) -> ort.InferenceSession:
     )
 
 
-def choose_int8(cpuinfo: Path = Path("/proc/cpuinfo")) -> Int8:
+def choose_int8(cpuinfo: Path = CPUINFO) -> Int8:
     """The whole range where products are summed in 32 bits: x86 with VNNI or AMX, and ARM."""
-    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set[str]()
+    flags = read_cpu_flags(cpuinfo)
     is_old_x86 = "avx2" in flags and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
     return Int8(limit=63 if is_old_x86 else 127)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+import torch
+
+from sensevoice_service.ctc import best_path
 from sensevoice_service.frontend import FeatureBatch
 from sensevoice_service.loading import check_chunk
+from sensevoice_service.steering import Legible
 from sensevoice_service.types import Chunk, Hypothesis
-from tests.models import chunk_of, noise
+from tests.models import Model, chunk_of, noise
 
 
 def some_chunks() -> list[Chunk]:
@@ -37,3 +42,28 @@ def row_of(batch: FeatureBatch, index: int) -> FeatureBatch:
         textnorm_rows=batch.textnorm_rows[row],
         lengths=batch.lengths[row],
     )
+
+
+def require_logits_of_the_arg_max(engine: Legible, n_tokens: int, chunks: list[Chunk]) -> None:
+    read = engine.read_logits(
+        chunks, lambda row, logits: (row, logits.shape, logits.argmax(dim=-1))
+    )
+    assert [row for row, _, _ in read] == list(range(len(chunks)))
+    for heard, chunk, (_, shape, ids) in zip(engine(chunks), chunks, read, strict=True):
+        assert shape == (chunk.n_frames, n_tokens)
+        assert same(heard, best_path(ids.to(torch.int32).numpy()))
+
+
+def require_that_threads_share(engine: Legible, chunks: list[Chunk]) -> None:
+    wanted = engine(chunks)
+    with ThreadPoolExecutor(4) as pool:
+        for heard in pool.map(engine, [chunks] * 8):
+            assert all(same(a, b) for a, b in zip(heard, wanted, strict=True))
+
+
+def require_that_a_long_chunk_is_heard(engine: Legible, demo: Model) -> None:
+    long = chunk_of(np.tile(check_chunk().samples, 20))
+    heard, wanted = engine([long])[0], demo.engine([long])[0]
+    assert heard.last_frames[-1] > 512
+    agreeing = len(set(heard.token_ids.tolist()) & set(wanted.token_ids.tolist()))
+    assert agreeing >= len(set(wanted.token_ids.tolist())) - 1

@@ -121,7 +121,7 @@ RULES = {
         WEB | AUDIO | EVENT_LOOP | {"config", f"{PACKAGE}.batcher"},
     ),
     "sharing cores and compiling take no model": (
-        ours("callers", "native_library"),
+        ours("callers", "cpu_flags", "native_library"),
         WEB | MODEL | HUBS | AUDIO | EVENT_LOOP | {"config", "numpy"},
     ),
     "an engine is given files": (

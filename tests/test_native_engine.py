@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from sensevoice_service.callers import Threads
-from sensevoice_service.ctc import best_path
 from sensevoice_service.encoder import EncoderConfig, SenseVoice
 from sensevoice_service.frontend import FeatureBatch
 from sensevoice_service.likeness import likeness, require_likeness
@@ -29,8 +27,15 @@ from sensevoice_service.native_library import (
     suits,
 )
 from sensevoice_service.types import Chunk
-from tests.engines import row_of, same, some_chunks
-from tests.models import Model, chunk_of
+from tests.engines import (
+    require_logits_of_the_arg_max,
+    require_that_a_long_chunk_is_heard,
+    require_that_threads_share,
+    row_of,
+    same,
+    some_chunks,
+)
+from tests.models import Model
 from tests.native_fakes import Silent
 
 SHARED = Threads(narrow=1, wide=2)
@@ -127,21 +132,11 @@ def test_a_row_of_a_batch_is_exactly_the_row_alone(
 def test_the_logits_of_each_row_are_those_of_its_arg_max(
     engine: NativeEngine, demo: Model, chunks: list[Chunk]
 ) -> None:
-    n_tokens = demo.vocabulary.size
-    read = engine.read_logits(
-        chunks, lambda row, logits: (row, logits.shape, logits.argmax(dim=-1))
-    )
-    assert [row for row, _, _ in read] == list(range(len(chunks)))
-    for heard, chunk, (_, shape, ids) in zip(engine(chunks), chunks, read, strict=True):
-        assert shape == (chunk.n_frames, n_tokens)
-        assert same(heard, best_path(ids.to(torch.int32).numpy()))
+    require_logits_of_the_arg_max(engine, demo.vocabulary.size, chunks)
 
 
 def test_callers_share_it(engine: NativeEngine, chunks: list[Chunk]) -> None:
-    wanted = engine(chunks)
-    with ThreadPoolExecutor(4) as pool:
-        for heard in pool.map(engine, [chunks] * 8):
-            assert all(same(a, b) for a, b in zip(heard, wanted, strict=True))
+    require_that_threads_share(engine, chunks)
 
 
 @pytest.mark.parametrize("n_threads", [2, 3, 7])
@@ -170,11 +165,7 @@ def test_tiles_give_what_plain_c_gives(demo: Model) -> None:
 
 def test_audio_longer_than_all_before_gets_its_positions(demo: Model, library: ctypes.CDLL) -> None:
     engine = NativeEngine(demo.engine.model, demo.engine.frontend, SHARED, library)
-    long = chunk_of(np.tile(check_chunk().samples, 20))
-    heard, wanted = engine([long])[0], demo.engine([long])[0]
-    assert heard.last_frames[-1] > 512
-    agreeing = len(set(heard.token_ids.tolist()) & set(wanted.token_ids.tolist()))
-    assert agreeing >= len(set(wanted.token_ids.tolist())) - 1
+    require_that_a_long_chunk_is_heard(engine, demo)
 
 
 @dataclass

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from sensevoice_service.callers import Threads
-from sensevoice_service.ctc import best_path
 from sensevoice_service.likeness import require_likeness
 from sensevoice_service.loading import check_chunk
 from sensevoice_service.onnx_engine import OnnxEngine, choose_int8
 from sensevoice_service.onnx_graph import Int8
 from sensevoice_service.types import Chunk, ModelError
-from tests.engines import row_of, same, some_chunks
-from tests.models import Model, chunk_of
+from tests.engines import (
+    require_logits_of_the_arg_max,
+    require_that_a_long_chunk_is_heard,
+    require_that_threads_share,
+    row_of,
+    same,
+    some_chunks,
+)
+from tests.models import Model
 
 SHARED = Threads(narrow=1, wide=2)
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,21 +78,11 @@ def test_a_row_of_a_batch_is_exactly_the_row_alone(engine: OnnxEngine, chunks: l
 def test_the_logits_of_each_row_are_those_of_its_arg_max(
     engine: OnnxEngine, demo: Model, chunks: list[Chunk]
 ) -> None:
-    n_tokens = demo.vocabulary.size
-    read = engine.read_logits(
-        chunks, lambda row, logits: (row, logits.shape, logits.argmax(dim=-1))
-    )
-    assert [row for row, _, _ in read] == list(range(len(chunks)))
-    for heard, chunk, (_, shape, ids) in zip(engine(chunks), chunks, read, strict=True):
-        assert shape == (chunk.n_frames, n_tokens)
-        assert same(heard, best_path(ids.to(torch.int32).numpy()))
+    require_logits_of_the_arg_max(engine, demo.vocabulary.size, chunks)
 
 
 def test_threads_share_it(engine: OnnxEngine, chunks: list[Chunk]) -> None:
-    wanted = engine(chunks)
-    with ThreadPoolExecutor(4) as pool:
-        for heard in pool.map(engine, [chunks] * 8):
-            assert all(same(a, b) for a, b in zip(heard, wanted, strict=True))
+    require_that_threads_share(engine, chunks)
 
 
 def test_a_lone_caller_has_the_wide_session_and_two_have_narrow_ones(demo: Model) -> None:
@@ -114,11 +108,7 @@ def test_a_chunk_that_others_will_follow_leaves_room_for_them(demo: Model) -> No
 
 
 def test_audio_longer_than_all_before_gets_its_positions(demo: Model, engine: OnnxEngine) -> None:
-    long = chunk_of(np.tile(check_chunk().samples, 20))
-    heard, wanted = engine([long])[0], demo.engine([long])[0]
-    assert heard.last_frames[-1] > 512
-    agreeing = len(set(heard.token_ids.tolist()) & set(wanted.token_ids.tolist()))
-    assert agreeing >= len(set(wanted.token_ids.tolist())) - 1
+    require_that_a_long_chunk_is_heard(engine, demo)
 
 
 @pytest.mark.parametrize(

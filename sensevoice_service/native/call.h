@@ -77,14 +77,17 @@ static inline Share share_of(const Member *member, int n_items) {
 
 /* Sums of a product lie panel by panel, all rows of one behind those of the other, so that a block
  * of 32 rows is written in one piece. The gap keeps panels off each other's lines of the cache. */
-static inline int32_t *sums_of(const Call *call, int panel, int row) {
+static inline size_t sums_of_panel(int n_rows) {
     enum { GAP = 16 };
-    return call->sums + (size_t)panel * (call->n_rows * PANEL_COLUMNS + GAP) +
-           (size_t)row * PANEL_COLUMNS;
+    return (size_t)n_rows * PANEL_COLUMNS + GAP;
+}
+
+static inline int32_t *sums_of(const Call *call, int panel, int row) {
+    return call->sums + panel * sums_of_panel(call->n_rows) + (size_t)row * PANEL_COLUMNS;
 }
 
 static inline size_t sums_bytes(int n_rows, int n_columns) {
-    return sizeof(int32_t) * (size_t)(n_columns / PANEL_COLUMNS) * (n_rows * PANEL_COLUMNS + 16);
+    return sizeof(int32_t) * (n_columns / PANEL_COLUMNS) * sums_of_panel(n_rows);
 }
 
 #endif

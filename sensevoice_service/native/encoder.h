@@ -1,4 +1,4 @@
-/* The network as Python hands it over; its structures are repeated in native_encoder.py. */
+/* The network as Python hands it over; its structures are repeated in native_network.py. */
 #ifndef SENSEVOICE_ENCODER_H
 #define SENSEVOICE_ENCODER_H
 
