@@ -1,6 +1,6 @@
 """Upload → blocks: decode any audio to mono float32 at 16 kHz, a second at a time.
 
-libav demuxes, decodes and resamples; the waveform is never whole in memory. Timestamps of the
+libav demuxes and decodes, soxr resamples; the waveform is never whole in memory. Timestamps of the
 container are ignored: a gap in them adds no samples and an overlap removes none. What libav
 trims by default is trimmed (the delay of MP3, Opus and AAC encoders where the file tells it); AAC
 may keep up to one frame of the encoder's padding at its end.
@@ -62,7 +62,7 @@ class AudioLimits:
 
 
 def decode(upload: Upload, limits: AudioLimits) -> Generator[Block, None, None]:
-    """Decode a file into contiguous blocks of ``limits.block_s``; the last may be shorter.
+    """Decode a file into contiguous blocks of about ``limits.block_s``; the last may be shorter.
 
     Nothing is read before the first block is asked for. ``upload.file`` is read from its start and
     left open; closing the generator frees the decoder.

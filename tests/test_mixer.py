@@ -43,12 +43,12 @@ def level_db(samples: Samples) -> float:
 @pytest.mark.parametrize("rate_hz", [22_050, 32_000, 44_100, 48_000, 44_099])
 def test_what_16_khz_cannot_hold_is_gone(rate_hz: int) -> None:
     for frequency_hz in np.linspace(8_050, 0.99 * rate_hz / 2, 20):
-        assert level_db(mixed(frames(sine(frequency_hz, rate_hz), rate_hz))) < -80
+        assert level_db(mixed(frames(sine(frequency_hz, rate_hz), rate_hz))) < -120
 
 
 @pytest.mark.parametrize("rate_hz", [22_050, 32_000, 44_100, 48_000])
 def test_speech_frequencies_pass_as_they_are(rate_hz: int) -> None:
-    for frequency_hz in (100, 1_000, 4_000, 7_000):
+    for frequency_hz in (100, 1_000, 4_000, 7_000, 7_400):
         samples = mixed(frames(sine(frequency_hz, rate_hz), rate_hz))
         expected = sine(frequency_hz, SAMPLE_RATE_HZ)
         assert np.abs(samples - expected)[400:-400].max() < 0.005
@@ -130,9 +130,18 @@ def test_gaps_in_the_timestamps_add_nothing() -> None:
     assert len(mixed(made)) == 2 * SAMPLE_RATE_HZ
 
 
-def test_blocks_have_the_asked_length() -> None:
-    blocks = list(mono_16k(iter(frames(voice(2.6, 48_000), 48_000)), 0.5))
-    assert [len(block) for block in blocks] == [8000] * 5 + [1600]
+@pytest.mark.parametrize(("rate_hz", "slack"), [(SAMPLE_RATE_HZ, 0), (8_000, 1_500), (48_000, 500)])
+def test_blocks_have_about_the_asked_length(rate_hz: int, slack: int) -> None:
+    """The resampler looks ahead: the first block is shorter, and there is one more at the end."""
+    lengths = list(map(len, mono_16k(iter(frames(voice(2.6, rate_hz), rate_hz)), 0.5)))
+    assert lengths[:5] == pytest.approx([8_000] * 5, abs=slack)
+    assert sum(lengths) == round(2.6 * SAMPLE_RATE_HZ)
+
+
+@pytest.mark.parametrize("n_samples", [1, 40, 1_000])
+def test_no_block_is_empty(n_samples: int) -> None:
+    blocks = list(mono_16k(iter(frames(np.zeros(n_samples, np.float32), 48_000)), 0.001))
+    assert all(map(len, blocks))
 
 
 def test_blocks_come_while_frames_still_do() -> None:
