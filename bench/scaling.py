@@ -42,7 +42,7 @@ CLIP_S, CLIP_RATE_HZ, N_CLIPS = 10, 16_000, 8
 MB, MOST_RSS_MB, MOST_SPREAD_PERCENT = 1_000_000, 250.0, 10.0
 # A short file is sent more often: on a shared machine the time of a minute may double from one to
 # the next, and the median of five was a fifth off.
-WARM_UP_MINUTES, MOST_RUNS, MINUTES_OF_RUNS = 1.0, 25, 60.0
+WARM_UP_MINUTES, LEAST_RUNS, MOST_RUNS, MINUTES_OF_RUNS = 1.0, 3, 25, 60.0
 
 
 @dataclass(frozen=True)
@@ -170,13 +170,12 @@ def make_clips() -> list[bytes]:
 
 
 def schedule(durations_min: Sequence[float]) -> list[float]:
-    """The order of the runs: rounds of all lengths, ascending, that still have runs to come."""
-    wanted = {
-        minutes: max(1, min(MOST_RUNS, round(MINUTES_OF_RUNS / minutes)))
-        for minutes in sorted(set(durations_min))
-    }
-    rounds = range(max(wanted.values(), default=0))
-    return [minutes for turn in rounds for minutes, n_runs in wanted.items() if n_runs > turn]
+    """The order of the runs, those of each length spread over all: the machine's speed drifts."""
+    places = []
+    for minutes in set(durations_min):
+        n_runs = max(LEAST_RUNS, min(MOST_RUNS, round(MINUTES_OF_RUNS / minutes)))
+        places += [((turn + 0.5) / n_runs, minutes) for turn in range(n_runs)]
+    return [minutes for _, minutes in sorted(places)]
 
 
 def summarise(runs: Sequence[Run]) -> list[DurationRow]:

@@ -8,6 +8,7 @@ import json
 import os
 import wave
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +44,19 @@ def row(minutes: float, wall_per_hour_s: float, rss_over_idle_mb: float = 100.0)
     return DurationRow(minutes, 1, wall_per_hour_s, rss_over_idle_mb)
 
 
-def test_short_files_are_sent_more_often_and_each_round_ascends() -> None:
+def test_the_runs_of_each_length_are_spread_over_all_and_the_shortest_comes_first() -> None:
     order = schedule([180, 1, 10, 60])
-    assert order == [1, 10, 60, 180, *[1, 10] * 5, *[1] * 19]
+    assert [order.count(minutes) for minutes in (1, 10, 60, 180)] == [25, 6, 3, 3]
+    assert order[:7] == [1, 1, 10, 1, 1, 60, 180]
+    of_the_longest = [at for at, minutes in enumerate(order) if minutes == 180]
+    between = [order[start:stop].count(1) for start, stop in pairwise(of_the_longest)]
+    assert between == [9, 8]
+
+
+def test_no_length_is_sent_less_than_three_times_or_twice_for_being_named_twice() -> None:
+    assert schedule([1_000]) == [1_000] * 3
+    assert schedule([60, 60]) == [60] * 3
     assert schedule([]) == []
-
-
-def test_every_length_is_sent_at_least_once_and_no_length_twice_a_round() -> None:
-    assert schedule([1_000]) == [1_000]
-    assert schedule([60, 60]) == [60]
 
 
 def test_a_row_has_the_median_time_and_the_memory_of_the_first_run() -> None:
