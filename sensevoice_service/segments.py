@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sensevoice_service.types import Segment, Word
 
 PAUSE_S = 0.5
@@ -15,6 +18,7 @@ _MAX_SEGMENT_S = 15.0
 # Quotes and brackets may follow a stop; a letter alone or a title before one is cut short by it.
 _SENTENCE_END = re.compile(r"[.!?。！？…．｡][\"'”’»)\]）」』】》]*$")
 _CLAUSE_END = re.compile(r"[,;:，；：、､—–-][\"'”’»)\]）」』】》]*$")
+Sizes = NDArray[np.float64]
 _ABBREVIATION = re.compile(r"\W*([A-Za-z]|([A-Za-z]\.)+[A-Za-z]|Mr|Mrs|Ms|Dr|St|vs)\.")
 
 
@@ -42,7 +46,7 @@ def make_segments(passages: Iterable[Passage]) -> tuple[Segment, ...]:
     return tuple(
         _segment(stretch, passage)
         for passage, run in _runs(passages)
-        for stretch in divide(run, _within_limit(run), _share_of_limit(run))
+        for stretch in divide(run, _within_limit(run), _shares_of_limit(run))
     )
 
 
@@ -53,26 +57,28 @@ def text_of(words: Sequence[Word]) -> str:
 def divide(
     words: Sequence[Word],
     reach: Callable[[int], int],
-    size: Callable[[int, int], float],
+    sizes: Callable[[int, int], Sizes],
     part_cost: float = 1.0,
 ) -> Iterator[Sequence[Word]]:
     """The words in few and even parts, broken at good places.
 
     ``reach(i)`` is the end of the longest part that may start at word ``i``; one word may always
-    be a part. ``size(i, j)`` tells how full a part of the words ``i`` to ``j`` is, 1 being full. A
-    break is the dearer the less it is heard, up to 0.6, and each part costs ``part_cost``, which is
-    1 or more. The cheapest way is found from the end.
+    be a part. ``sizes(i, j)`` tells how full parts are that start at word ``i`` and end at those
+    from ``i + 1`` to ``j``, 1 being full. A break is the dearer the less it is heard, up to 0.6,
+    and each part costs ``part_cost``, which is 1 or more. The cheapest way is found from the end.
     """
     n = len(words)
     if reach(0) == n:  # then one part is the cheapest
         yield words
         return
     breaks = [_badness(before, after) for before, after in pairwise(words)]
-    costs, ends = [0.0] * (n + 1), [n] * (n + 1)
+    costs, ends = np.zeros(n + 1), [n] * (n + 1)
     for i in reversed(range(n)):
-        stops = range(i + 1, max(reach(i), i + 1) + 1)
-        costs[i], ends[i] = min((part_cost + size(i, j) ** 2 + costs[j], j) for j in stops)
-        costs[i] += breaks[i - 1] if i else 0.0
+        last = max(reach(i), i + 1)
+        ways = part_cost + sizes(i, last) ** 2 + costs[i + 1 : last + 1]
+        best = int(ways.argmin())
+        ends[i] = i + 1 + best
+        costs[i] = ways[best] + (breaks[i - 1] if i else 0.0)
     start = 0
     while start < n:
         yield words[start : ends[start]]
@@ -133,15 +139,16 @@ def _segment(words: Sequence[Word], passage: Passage) -> Segment:
 
 
 def _within_limit(words: Sequence[Word]) -> Callable[[int], int]:
-    def reach(start: int) -> int:
-        latest_s = words[start].start_s + _MAX_SEGMENT_S
-        end = start
-        while end < len(words) and words[end].end_s <= latest_s:
-            end += 1
-        return end
-
-    return reach
+    ends_s = _ends_s(words)
+    return lambda start: int(
+        np.searchsorted(ends_s, words[start].start_s + _MAX_SEGMENT_S, side="right")
+    )
 
 
-def _share_of_limit(words: Sequence[Word]) -> Callable[[int, int], float]:
-    return lambda start, end: (words[end - 1].end_s - words[start].start_s) / _MAX_SEGMENT_S
+def _shares_of_limit(words: Sequence[Word]) -> Callable[[int, int], Sizes]:
+    ends_s = _ends_s(words)
+    return lambda start, last: (ends_s[start:last] - words[start].start_s) / _MAX_SEGMENT_S
+
+
+def _ends_s(words: Sequence[Word]) -> Sizes:
+    return np.array([word.end_s for word in words])

@@ -10,7 +10,9 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 from unicodedata import east_asian_width
 
-from sensevoice_service.segments import divide, text_of
+import numpy as np
+
+from sensevoice_service.segments import Sizes, divide, text_of
 from sensevoice_service.types import Segment, Transcript, Word
 from sensevoice_service.words import in_order, spaced
 
@@ -92,7 +94,7 @@ def cues(transcript: Transcript, rules: SubtitleRules) -> tuple[Cue, ...]:
     for segment in transcript.segments:
         words = [part for word in _words(segment) for part in _cut(word, rules)]
         layout = _Layout(words, rules)
-        stretches += divide(words, layout.cue_end, layout.cue_share) if words else ()
+        stretches += divide(words, layout.cue_end, layout.cue_shares) if words else ()
     return tuple(_timed(_shared(stretches, rules), rules, _ms(transcript.duration_s)))
 
 
@@ -119,6 +121,9 @@ class _Layout:
         width = self._ends[end] - self._ends[start] - self._margins[start]
         return width / (self._rules.max_line_latin * self._rules.max_line_cjk)
 
+    def line_shares(self, start: int, last: int) -> Sizes:
+        return np.array([self.line_share(start, end) for end in range(start + 1, last + 1)])
+
     def cue_end(self, start: int) -> int:
         end = start
         for _ in range(self._rules.max_lines):
@@ -131,9 +136,12 @@ class _Layout:
         width = self.line_share(start, end) / self._rules.max_lines
         return max(width, self._seconds(start, end) / self._rules.max_s)
 
+    def cue_shares(self, start: int, last: int) -> Sizes:
+        return np.array([self.cue_share(start, end) for end in range(start + 1, last + 1)])
+
     def lines(self) -> tuple[str, ...]:
         """All words in as few lines as can be, of like width."""
-        parts = divide(self._words, self.line_end, self.line_share, _FEWEST)
+        parts = divide(self._words, self.line_end, self.line_shares, _FEWEST)
         return tuple(text_of(part) for part in parts)
 
     def _seconds(self, start: int, end: int) -> float:

@@ -144,7 +144,9 @@ def test_words_are_divided_into_the_fewest_parts_unless_a_break_is_bad() -> None
     words = spoken(["a", "b", "cat.", "d", "e"])
 
     def part(reach: int) -> list[str]:
-        parts = divide(words, lambda i: min(i + reach, 5), lambda i, j: (j - i) / reach)
+        parts = divide(
+            words, lambda i: min(i + reach, 5), lambda i, j: np.arange(1, j - i + 1) / reach
+        )
         return ["".join(word.text for word in words) for words in parts]
 
     assert part(5) == ["abcat.de"]
