@@ -76,11 +76,12 @@ def decode(upload: Upload, limits: AudioLimits) -> Generator[Block, None, None]:
     n_samples = 0
     with _open(upload, container) as media:
         stream = _audio_stream(media)
-        _refuse_declared(container, media, stream, limits)
+        declared_s = _declared_s(container, media, stream)
+        _refuse_longer(declared_s, limits)
         for samples in mono_16k(_frames(media, stream, container), limits.block_s):
             if n_samples + len(samples) > max_samples:
                 raise AudioTooLong(f"the audio is longer than {limits.max_audio_s:g} s")
-            yield Block(samples, n_samples)
+            yield Block(samples, n_samples, round(declared_s * SAMPLE_RATE_HZ))
             n_samples += len(samples)
     if not n_samples:
         raise EmptyFile("the file holds no audio samples")
@@ -146,16 +147,14 @@ def _forget_channel_order(codec: AudioCodecContext) -> None:
         codec.layout = f"{n_channels}C"
 
 
-def _refuse_declared(
-    container: Container, media: InputContainer, stream: AudioStream, limits: AudioLimits
-) -> None:
-    """Raise ``AudioTooLong`` on the word of a header that counted its samples.
+def _declared_s(container: Container, media: InputContainer, stream: AudioStream) -> float:
+    """The length by the word of a header that counted its samples, 0 where none did.
 
     A duration that libav guesses from a bit rate is not believed, nor that of a file whose other
     tracks may be the longer ones.
     """
     if not container.sized:
-        return
+        return 0.0
     declared_s = 0.0
     rate_hz = stream.codec_context.sample_rate
     if container.n_samples and rate_hz:
@@ -164,6 +163,10 @@ def _refuse_declared(
         declared_s = float(stream.duration * stream.time_base)
     elif media.duration and len(media.streams) == 1:
         declared_s = media.duration / av.time_base
+    return max(0.0, declared_s)
+
+
+def _refuse_longer(declared_s: float, limits: AudioLimits) -> None:
     if declared_s > limits.max_audio_s + DECLARED_SLACK_S:
         raise AudioTooLong(
             f"the audio is {declared_s:.0f} s long, more than {limits.max_audio_s:g} s"

@@ -3,7 +3,8 @@
 A short file stays whole. A long one is cut in the middle of the longest pause of a search window
 before the limit; where speech runs on without one, neighbours share a stretch around the quietest
 point, and the seam is mended after recognition. Once the end of the file is in sight, the rest is
-shared out so that all who recognise it have done at about the same time.
+shared out so that all who recognise it have done at about the same time. Where the file's header
+says that the end is far, nobody waits for the sight of it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _PAUSE_ENOUGH_S = 1.0  # beyond this a longer pause is no better than a later on
 _LATER_WORTH_S = 0.1  # pause length that the whole window's distance outweighs
 _NEARER_WORTH_S = 0.5  # the same of a distance that leaves somebody idle
 _PLACE_WORTH_POWER = 10 ** (1 / 10)
+_DECLARED_SLACK_SAMPLES = SAMPLE_RATE_HZ  # headers round, and count what encoders pad
 
 
 @dataclass(frozen=True)
@@ -109,16 +111,20 @@ def cut(
     """Yield the chunks of consecutive ``blocks``, in order; together they hold every sample.
 
     ``is_large`` applies ``chunk_s`` from the start. The cuts do not depend on how the audio is
-    divided into blocks, each chunk owns its samples, and no more than ``sight_samples``, a tail and
-    a block are held at a time. Nothing is yielded where there are no samples.
+    divided into blocks, nor on a header that tells the truth; each chunk owns its samples, and no
+    more than ``sight_samples``, a tail and a block are held at a time. Nothing is yielded where
+    there are no samples.
     """
     limit = policy.chunk_samples if is_large else policy.whole_samples
-    window = _Window(blocks, policy.sight_samples + policy.tail_samples)
+    in_sight = policy.sight_samples + policy.tail_samples
+    window = _Window(blocks, in_sight)
     lanes = _Lanes(policy)
     overlap = 0
     for index in count():
-        window.fill()
-        if index == 0 and len(window.samples) <= limit:
+        window.fill(policy.chunk_samples + policy.tail_samples)
+        if window.declared_samples <= in_sight + _DECLARED_SLACK_SAMPLES:
+            window.fill(in_sight)
+        if index == 0 and window.is_ended and len(window.samples) <= limit:
             break
         aim = lanes.aim(len(window.samples)) if window.is_ended else None
         if aim == len(window.samples):
@@ -179,6 +185,7 @@ class _Window:
         self._pending = np.empty(0, np.float32)
         self._buffer = np.empty(capacity_samples, np.float32)
         self._filled = 0
+        self._declared_end = 0
         self.start_sample = 0
         self.is_ended = False
 
@@ -187,9 +194,14 @@ class _Window:
         """A view; ``fill`` and ``drop`` write over it."""
         return self._buffer[: self._filled]
 
-    def fill(self) -> None:
-        """Take blocks until the buffer is full or the stream ends."""
-        while self._filled < len(self._buffer):
+    @property
+    def declared_samples(self) -> int:
+        """How many there are from ``start_sample`` on by the word of the file's header."""
+        return self._declared_end - self.start_sample
+
+    def fill(self, n_samples: int) -> None:
+        """Take blocks until there are so many samples or the stream ends."""
+        while self._filled < n_samples:
             if not len(self._pending):
                 block = next(self._blocks, None)
                 if block is None:
@@ -198,6 +210,7 @@ class _Window:
                 if not self._filled:
                     self.start_sample = block.start_sample
                 self._pending = block.samples
+                self._declared_end = block.declared_samples
             taken = self._pending[: len(self._buffer) - self._filled]
             self._buffer[self._filled : self._filled + len(taken)] = taken
             self._filled += len(taken)

@@ -163,7 +163,7 @@ def _serve_file(conversation: socket.socket, job: Job) -> None:
         upload = Upload(file, "", os.fstat(job.descriptor).st_size)
         try:
             for block in decode(upload, AudioLimits(job.max_audio_s, job.block_s)):
-                send_block(conversation, block.samples, file.tell())
+                send_block(conversation, block, file.tell())
             send_message(conversation, Kind.END, b"")
         except PeerGone:
             raise

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sensevoice_service.types import (
     AudioTooLong,
+    Block,
     CorruptAudio,
     EmptyFile,
     ServiceError,
@@ -33,7 +33,7 @@ _HEAD = struct.Struct("<BI")
 _JOB = struct.Struct("<dd")
 _ORDER = struct.Struct("<BI")
 _PID = struct.Struct("<I")
-_PLACE = struct.Struct("<Q")
+_PLACE = struct.Struct("<QQ")
 
 
 class Kind(IntEnum):
@@ -116,19 +116,24 @@ def receive_message(conversation: socket.socket, deadline_s: float) -> tuple[Kin
     return Kind(kind), _receive_exactly(conversation, length, deadline_s)
 
 
-def send_block(conversation: socket.socket, samples: NDArray[np.float32], at_byte: int) -> None:
+def send_block(conversation: socket.socket, block: Block, at_byte: int) -> None:
     """``at_byte`` is how far the file has been read."""
-    payload = _PLACE.pack(at_byte) + samples.astype("<f4").tobytes()
-    send_message(conversation, Kind.BLOCK, payload)
+    place = _PLACE.pack(at_byte, block.declared_samples)
+    send_message(conversation, Kind.BLOCK, place + block.samples.astype("<f4").tobytes())
 
 
-def block_of(payload: bytearray) -> tuple[NDArray[np.float32], int]:
-    """Samples, and how far the file has been read. Raises ``PeerGone`` where they are neither."""
+def block_of(payload: bytearray, start_sample: int) -> tuple[Block, int]:
+    """A block, and how far the file has been read. Raises ``PeerGone`` where they are neither.
+
+    Where the block starts is known by those before it: a decoder is not asked for it.
+    """
     try:
         samples = np.frombuffer(payload, "<f4", offset=_PLACE.size)
-        return samples.astype(np.float32, copy=False), _PLACE.unpack_from(payload)[0]
+        at_byte, declared_samples = _PLACE.unpack_from(payload)
     except (ValueError, struct.error):
         raise PeerGone from None
+    block = Block(samples.astype(np.float32, copy=False), start_sample, declared_samples)
+    return block, at_byte
 
 
 def refusal_of(payload: bytearray) -> ServiceError:

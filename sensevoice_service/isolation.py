@@ -20,9 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sensevoice_service import decoder_wire as wire
 from sensevoice_service.decoder_wire import Job, Kind, PeerGone
 from sensevoice_service.descriptors import descriptor_of
@@ -120,14 +117,14 @@ class DecoderProcesses:
                 began_s = time.monotonic()
                 lead_s = n_samples / SAMPLE_RATE_HZ - waited_s
                 deadline_s = began_s + self._limits.timeout_s + min(0.0, lead_s)
-                block = decoder.block(deadline_s)
-                if block is None:
+                found = decoder.block(n_samples, deadline_s)
+                if found is None:
                     return
                 waited_s += time.monotonic() - began_s
-                samples, at_byte = block
+                block, at_byte = found
                 upload.file.seek(min(at_byte, upload.size_bytes))  # as if it had been read here
-                yield Block(samples, n_samples)
-                n_samples += len(samples)
+                yield block
+                n_samples += len(block.samples)
         except TimeoutError:
             _log.warning("a decoder was ended: it took longer than it may")
             raise TimedOut("decoding the file takes too long") from None
@@ -253,8 +250,8 @@ class _Decoder:
             os.close(descriptor)
         self.n_files += 1
 
-    def block(self, deadline_s: float) -> tuple[NDArray[np.float32], int] | None:
-        """Samples, and how far the file has been read; None at the end. Raises what it says."""
+    def block(self, start_sample: int, deadline_s: float) -> tuple[Block, int] | None:
+        """The next, and how far the file has been read; None at the end. Raises what it says."""
         kind, payload = wire.receive_message(self.conversation, deadline_s)
         if kind is Kind.END:
             return None
@@ -262,7 +259,7 @@ class _Decoder:
             raise wire.refusal_of(payload)
         if kind is Kind.FAULT:
             raise DecoderFault(payload.decode("utf-8", "replace"))
-        return wire.block_of(payload)
+        return wire.block_of(payload, start_sample)
 
     def close(self) -> None:
         """A decoder that can still hear it ends."""

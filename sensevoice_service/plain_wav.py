@@ -90,4 +90,4 @@ def read_samples(file: BinaryIO, stretch: Stretch, block_s: float) -> Generator[
         if len(data) < n_bytes:
             raise CorruptAudio("the file is cut off")
         samples = np.multiply(np.frombuffer(data, "<i2"), _INT16_STEP, dtype=np.float32)
-        yield Block(samples, start)
+        yield Block(samples, start, stretch.n_samples)

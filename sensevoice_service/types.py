@@ -34,10 +34,14 @@ class Upload:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Consecutive decoded samples: float32 ``(n_samples,)`` in −1…1, mono, 16 kHz."""
+    """Consecutive decoded samples: float32 ``(n_samples,)`` in −1…1, mono, 16 kHz.
+
+    ``declared_samples`` are all of the file by the word of its header, 0 where that tells nothing.
+    """
 
     samples: NDArray[np.float32]
     start_sample: int
+    declared_samples: int = 0
 
 
 @dataclass(frozen=True)

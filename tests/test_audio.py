@@ -230,6 +230,19 @@ def test_a_header_that_counts_too_much_audio_is_refused_at_once(container: str, 
         next(decode(upload(data), AudioLimits(5.0)))
 
 
+@pytest.mark.parametrize(
+    ("container", "codec", "is_declared"),
+    [
+        *(("wav", "pcm_s16le", True), ("flac", "flac", True), ("mp4", "aac", True)),
+        *(("mp3", "libmp3lame", True), ("ogg", "libopus", True), ("adts", "aac", False)),
+    ],
+)
+def test_blocks_tell_what_the_header_counted(container: str, codec: str, is_declared: bool) -> None:
+    data = encode(voice(3.0), SAMPLE_RATE_HZ, codec, container)
+    (told,) = {block.declared_samples for block in decode(upload(data), AudioLimits(60.0))}
+    assert told == pytest.approx(3 * SAMPLE_RATE_HZ * is_declared, abs=0.15 * SAMPLE_RATE_HZ)
+
+
 @pytest.mark.parametrize(("container", "codec"), [("adts", "aac"), ("amr", "libopencore_amrnb")])
 def test_audio_without_a_count_is_refused_when_it_passes_the_limit(
     container: str, codec: str

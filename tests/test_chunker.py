@@ -38,15 +38,23 @@ def speech(n_bursts: int, burst_s: float, pause_s: float, pause_level: float = 0
     return np.concatenate(parts)
 
 
-def blocks_of(samples: Samples, size: int, start_sample: int = 0) -> Iterator[Block]:
+def blocks_of(
+    samples: Samples, size: int, start_sample: int = 0, declared_samples: int = 0
+) -> Iterator[Block]:
     for start in range(0, len(samples), size):
-        yield Block(samples[start : start + size], start_sample + start)
+        yield Block(samples[start : start + size], start_sample + start, declared_samples)
 
 
 def chunks_of(
-    samples: Samples, policy: ChunkPolicy = POLICY, *, size: int = 16_000, is_large: bool = False
+    samples: Samples,
+    policy: ChunkPolicy = POLICY,
+    *,
+    size: int = 16_000,
+    is_large: bool = False,
+    declared_samples: int = 0,
 ) -> list[Chunk]:
-    return list(cut(blocks_of(samples, size), OPTIONS, policy, is_large=is_large))
+    blocks = blocks_of(samples, size, declared_samples=declared_samples)
+    return list(cut(blocks, OPTIONS, policy, is_large=is_large))
 
 
 def assert_covers(chunks: Sequence[Chunk], samples: Samples) -> None:
@@ -132,6 +140,44 @@ def test_cuts_do_not_depend_on_how_the_stream_is_divided(samples: Samples, n_lan
     for size in (1, 160, 50_000, len(samples)):
         chunks = chunks_of(samples, policy, size=size)
         assert [(c.start_sample, c.end_sample) for c in chunks] == expected
+
+
+@pytest.mark.parametrize("n_lanes", [1, 2, 3])
+@pytest.mark.parametrize("duration_s", [3.0, 6.0, 8.4, 9.0, 13.0, 40.0])
+@pytest.mark.parametrize("wrong_by", [0, -300, 300])
+def test_cuts_do_not_depend_on_a_header_that_tells_the_length(
+    n_lanes: int, duration_s: float, wrong_by: int
+) -> None:
+    policy = replace(POLICY, n_lanes=n_lanes)
+    samples = speech(50, 0.6, 0.3)[: round(duration_s * SAMPLE_RATE_HZ)]
+    untold = chunks_of(samples, policy)
+    told = chunks_of(samples, policy, size=4_000, declared_samples=len(samples) + wrong_by)
+    assert [(c.start_sample, c.end_sample) for c in told] == [
+        (c.start_sample, c.end_sample) for c in untold
+    ]
+
+
+@pytest.mark.parametrize("declared_samples", [1, 80_000, 2**62])
+@pytest.mark.parametrize("n_samples", [1, 63_999, 64_000, 72_000, 72_001, 96_000, 400_000])
+def test_a_header_that_lies_costs_no_sample(declared_samples: int, n_samples: int) -> None:
+    samples = np.resize(noise(6.0), n_samples)
+    chunks = chunks_of(samples, size=4_000, declared_samples=declared_samples)
+    assert_covers(chunks, samples)
+    assert max(len(chunk.samples) for chunk in chunks) <= POLICY.whole_samples
+
+
+def test_where_the_end_is_declared_far_a_chunk_comes_without_the_sight_of_it() -> None:
+    blocks = blocks_of(noise(60.0), 16_000, declared_samples=60 * SAMPLE_RATE_HZ)
+    n_read = 0
+
+    def counted() -> Iterator[Block]:
+        nonlocal n_read
+        for block in blocks:
+            n_read += 1
+            yield block
+
+    next(cut(counted(), OPTIONS, replace(POLICY, n_lanes=2)))
+    assert n_read == POLICY.chunk_s + 1
 
 
 def test_a_stream_may_start_later_than_zero() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from sensevoice_service import decoder_wire as wire
 from sensevoice_service.decoder_wire import Kind, PeerGone
-from sensevoice_service.types import CorruptAudio
+from sensevoice_service.types import Block, CorruptAudio
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -29,12 +29,13 @@ def received(conversation: socket.socket) -> tuple[Kind, bytearray]:
 def test_a_block_arrives_as_it_was_sent(pair: Pair) -> None:
     ours, theirs = pair
     samples = np.linspace(-1, 1, 16_000, dtype=np.float32)
-    wire.send_block(theirs, samples, at_byte=2**40)
+    wire.send_block(theirs, Block(samples, 48_000, 2**33), at_byte=2**40)
     kind, payload = received(ours)
-    heard, at_byte = wire.block_of(payload)
+    heard, at_byte = wire.block_of(payload, 48_000)
     assert kind is Kind.BLOCK
     assert at_byte == 2**40
-    assert np.array_equal(heard, samples)
+    assert (heard.start_sample, heard.declared_samples) == (48_000, 2**33)
+    assert np.array_equal(heard.samples, samples)
 
 
 def test_a_refusal_is_of_the_same_class_and_message(pair: Pair) -> None:
@@ -54,10 +55,10 @@ def test_a_refusal_that_is_none_is_the_end_of_the_decoder(payload: bytes) -> Non
         wire.refusal_of(bytearray(payload))
 
 
-@pytest.mark.parametrize("payload", [b"", b"1234567", b"12345678abc"])
+@pytest.mark.parametrize("payload", [b"", b"1234567", b"1234567812345678abc"])
 def test_a_block_that_is_none_is_the_end_of_the_decoder(payload: bytes) -> None:
     with pytest.raises(PeerGone):
-        wire.block_of(bytearray(payload))
+        wire.block_of(bytearray(payload), 0)
 
 
 @pytest.mark.parametrize(
