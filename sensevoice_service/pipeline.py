@@ -124,6 +124,8 @@ class Pipeline:
                 while len(running) > 1 and running[0].is_done:
                     await draft.grow(await running.popleft().finish())
             while len(running) > 1:
+                if not running[0].is_done:
+                    await draft.catch_up()
                 await draft.grow(await running.popleft().finish())
             await draft.catch_up()
             return await draft.conclude(await running.popleft().finish(), source.spent_s)
@@ -137,8 +139,8 @@ class Pipeline:
 class _Draft:
     """A transcript in the making. It is merged in the pool: that may take long for an event loop.
 
-    Where nobody listens, several are merged in one task, what is ahead of the last chunk while
-    that is being recognised, and a short file without the pool.
+    Where nobody listens, several are merged in one task, those at the end of a file while the last
+    are being recognised, and a short file without the pool.
     """
 
     def __init__(self, vocabulary: Vocabulary, pool: Executor, teller: Teller | None) -> None:
