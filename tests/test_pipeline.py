@@ -193,6 +193,24 @@ async def test_the_last_of_several_chunks_is_merged_in_the_pool() -> None:
     assert pool.n_tasks == n + 2  # one that merges all but the last, and one for that
 
 
+async def test_what_is_done_is_merged_while_the_last_chunks_are_recognised() -> None:
+    data, limits = recording(5), policy(in_flight=100)
+    queue = HeldQueue()
+    with CountingPool(1) as pool:
+        task = start(queue, pool, upload(data), limits)
+        n = n_chunks(data, limits)
+        await queue.receives(n)
+        await settle(pool)
+        n_before = pool.n_tasks
+        for index in range(n - 2):
+            queue.answer(index)
+        await settle(pool)
+        assert pool.n_tasks == n_before + 3 + 1  # those of settling, and one that merges
+        for index in (n - 2, n - 1):
+            queue.answer(index)
+        assert (await outcome(task)).transcript.text == words(n)
+
+
 async def test_answers_in_another_order_change_nothing(pool: ThreadPoolExecutor) -> None:
     data, limits = recording(11), policy(in_flight=100)
     queue = HeldQueue()
