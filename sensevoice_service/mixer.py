@@ -103,7 +103,7 @@ class Mixer:
             yield from self._pull()
 
     def flush(self) -> Iterator[NDArray[np.float32]]:
-        """The rest, as long as the frames were: ``round(n * 16000 / rate)`` samples in all."""
+        """The rest: of ``n`` samples there are ``n * 16000 / rate`` in all, to the nearest."""
         self._graph.push(None)
         yield from self._pull()
         yield from self._resampled(np.empty(0, np.float32), is_last=True)
