@@ -22,6 +22,7 @@ from av.stream import Discard
 from sensevoice_service.containers import Container, inspect
 from sensevoice_service.mixer import mono_16k
 from sensevoice_service.types import (
+    DECLARED_SLACK_S,
     SAMPLE_RATE_HZ,
     AudioTooLong,
     Block,
@@ -34,8 +35,6 @@ from sensevoice_service.window import Window
 
 # A packet is decoded whole; the largest that recorders write are a second of raw PCM.
 MAX_PACKET_BYTES = 16 * 1024 * 1024
-# Headers round, and count what encoders pad.
-DECLARED_SLACK_S = 1.0
 # Decoders that may run: no video, no pictures, and none of the few hundred rare ones.
 DECODERS = (
     *("aac", "ac3", "eac3", "alac", "flac", "opus", "vorbis"),
@@ -78,10 +77,11 @@ def decode(upload: Upload, limits: AudioLimits) -> Generator[Block, None, None]:
         stream = _audio_stream(media)
         declared_s = _declared_s(container, media, stream)
         _refuse_longer(declared_s, limits)
+        declared_samples = round(declared_s * SAMPLE_RATE_HZ)
         for samples in mono_16k(_frames(media, stream, container), limits.block_s):
             if n_samples + len(samples) > max_samples:
                 raise AudioTooLong(f"the audio is longer than {limits.max_audio_s:g} s")
-            yield Block(samples, n_samples, round(declared_s * SAMPLE_RATE_HZ))
+            yield Block(samples, n_samples, declared_samples)
             n_samples += len(samples)
     if not n_samples:
         raise EmptyFile("the file holds no audio samples")

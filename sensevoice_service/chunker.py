@@ -17,7 +17,13 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-from sensevoice_service.types import SAMPLE_RATE_HZ, Block, Chunk, DecodeOptions
+from sensevoice_service.types import (
+    DECLARED_SLACK_S,
+    SAMPLE_RATE_HZ,
+    Block,
+    Chunk,
+    DecodeOptions,
+)
 
 Samples = NDArray[np.float32]
 Powers = NDArray[np.float64]
@@ -33,7 +39,7 @@ _PAUSE_ENOUGH_S = 1.0  # beyond this a longer pause is no better than a later on
 _LATER_WORTH_S = 0.1  # pause length that the whole window's distance outweighs
 _NEARER_WORTH_S = 0.5  # the same of a distance that leaves somebody idle
 _PLACE_WORTH_POWER = 10 ** (1 / 10)
-_DECLARED_SLACK_SAMPLES = SAMPLE_RATE_HZ  # headers round, and count what encoders pad
+_DECLARED_SLACK_SAMPLES = round(DECLARED_SLACK_S * SAMPLE_RATE_HZ)
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from sensevoice_service.types import Segment, Word
 
+Sizes = NDArray[np.float64]
+
 PAUSE_S = 0.5
 _SHORT_PAUSE_S = 0.2  # beside a comma
 _MAX_SEGMENT_S = 15.0
 # Quotes and brackets may follow a stop; a letter alone or a title before one is cut short by it.
 _SENTENCE_END = re.compile(r"[.!?。！？…．｡][\"'”’»)\]）」』】》]*$")
 _CLAUSE_END = re.compile(r"[,;:，；：、､—–-][\"'”’»)\]）」』】》]*$")
-Sizes = NDArray[np.float64]
 _ABBREVIATION = re.compile(r"\W*([A-Za-z]|([A-Za-z]\.)+[A-Za-z]|Mr|Mrs|Ms|Dr|St|vs)\.")
 
 
@@ -46,7 +47,7 @@ def make_segments(passages: Iterable[Passage]) -> tuple[Segment, ...]:
     return tuple(
         _segment(stretch, passage)
         for passage, run in _runs(passages)
-        for stretch in divide(run, _within_limit(run), _shares_of_limit(run))
+        for stretch in _within_limit(run)
     )
 
 
@@ -138,17 +139,15 @@ def _segment(words: Sequence[Word], passage: Passage) -> Segment:
     )
 
 
-def _within_limit(words: Sequence[Word]) -> Callable[[int], int]:
-    ends_s = _ends_s(words)
-    return lambda start: int(
-        np.searchsorted(ends_s, words[start].start_s + _MAX_SEGMENT_S, side="right")
-    )
+def _within_limit(words: Sequence[Word]) -> Iterator[Sequence[Word]]:
+    """The words in parts that last no longer than a segment may."""
+    ends_s = np.array([word.end_s for word in words])
 
+    def reach(start: int) -> int:
+        latest_s = words[start].start_s + _MAX_SEGMENT_S
+        return int(np.searchsorted(ends_s, latest_s, side="right"))
 
-def _shares_of_limit(words: Sequence[Word]) -> Callable[[int, int], Sizes]:
-    ends_s = _ends_s(words)
-    return lambda start, last: (ends_s[start:last] - words[start].start_s) / _MAX_SEGMENT_S
+    def shares(start: int, last: int) -> Sizes:
+        return (ends_s[start:last] - words[start].start_s) / _MAX_SEGMENT_S
 
-
-def _ends_s(words: Sequence[Word]) -> Sizes:
-    return np.array([word.end_s for word in words])
+    return divide(words, reach, shares)

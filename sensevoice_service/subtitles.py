@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import accumulate
@@ -94,7 +94,7 @@ def cues(transcript: Transcript, rules: SubtitleRules) -> tuple[Cue, ...]:
     for segment in transcript.segments:
         words = [part for word in _words(segment) for part in _cut(word, rules)]
         layout = _Layout(words, rules)
-        stretches += divide(words, layout.cue_end, layout.cue_shares) if words else ()
+        stretches += divide(words, layout.cue_end, _each(layout.cue_share)) if words else ()
     return tuple(_timed(_shared(stretches, rules), rules, _ms(transcript.duration_s)))
 
 
@@ -121,9 +121,6 @@ class _Layout:
         width = self._ends[end] - self._ends[start] - self._margins[start]
         return width / (self._rules.max_line_latin * self._rules.max_line_cjk)
 
-    def line_shares(self, start: int, last: int) -> Sizes:
-        return np.array([self.line_share(start, end) for end in range(start + 1, last + 1)])
-
     def cue_end(self, start: int) -> int:
         end = start
         for _ in range(self._rules.max_lines):
@@ -136,16 +133,18 @@ class _Layout:
         width = self.line_share(start, end) / self._rules.max_lines
         return max(width, self._seconds(start, end) / self._rules.max_s)
 
-    def cue_shares(self, start: int, last: int) -> Sizes:
-        return np.array([self.cue_share(start, end) for end in range(start + 1, last + 1)])
-
     def lines(self) -> tuple[str, ...]:
         """All words in as few lines as can be, of like width."""
-        parts = divide(self._words, self.line_end, self.line_shares, _FEWEST)
+        parts = divide(self._words, self.line_end, _each(self.line_share), _FEWEST)
         return tuple(text_of(part) for part in parts)
 
     def _seconds(self, start: int, end: int) -> float:
         return self._words[end - 1].end_s - self._words[start].start_s
+
+
+def _each(share: Callable[[int, int], float]) -> Callable[[int, int], Sizes]:
+    """The shares of all parts from a word to those up to a last one, as ``divide`` asks."""
+    return lambda start, last: np.array([share(start, end) for end in range(start + 1, last + 1)])
 
 
 def _words(segment: Segment) -> Iterator[Word]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SAMPLE_RATE_HZ = 16_000
+DECLARED_SLACK_S = 1.0  # headers round, and count what encoders pad
 LANGUAGES = ("auto", "zh", "en", "yue", "ja", "ko")
 
 FBANK_WINDOW_SAMPLES = 400  # 25 ms
