@@ -298,7 +298,15 @@ def request_head(**headers: str) -> bytes:
 
 def living_children(process: psutil.Process) -> list[psutil.Process]:
     children = process.children(recursive=True)
-    return [one for one in children if one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in children if is_alive(one)]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Neither waiting for its parent, nor gone since it was found."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def unchanged(look: Callable[[], Footprint], duration_s: float) -> Footprint:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.audio_files import encode, pcm16, voice, wav
-from tests.hostile import GOOD, MIB, form, post, until
+from tests.hostile import GOOD, MIB, form, is_alive, post, until
 from tests.hostile_audio import avi_with_playlist, flac_bomb, opus_bomb
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def test_the_host_of_the_decoders_is_replaced(victim: Victim) -> None:
     with victim.unharmed():
         (host,) = victim.process.children()
         host.kill()
-        until(lambda: not host.is_running() or host.status() == "zombie")
+        until(lambda: not is_alive(host))
         status, body = post(victim.port, form(*GOOD))
         assert (status, body["results"]) == (200, victim.texts)
 

@@ -26,7 +26,18 @@ from tests import server_process
 from tests.audio_files import pcm16, voice, wav
 from tests.echo import words
 from tests.faulty_service import CLIP, LONG, Echoing, Engine, footprint, opened, posting, unharmed
-from tests.hostile import MIB, PATIENT_S, connect, form, get, post, read_all, request_head, until
+from tests.hostile import (
+    MIB,
+    PATIENT_S,
+    connect,
+    form,
+    get,
+    is_alive,
+    post,
+    read_all,
+    request_head,
+    until,
+)
 from tests.http_service import house, serving
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -226,7 +237,7 @@ def test_a_decoder_that_fails_costs_its_own_file_alone(fault: str, status: int, 
         getattr(victim, fault)()
         service.engine.gate.set()
         working.join(PATIENT_S)
-        until(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE)
+        until(lambda: not is_alive(victim))
     ((answered, body),) = answers
     assert answered == 200
     assert body["results"] == [words(1), "", words(1)]

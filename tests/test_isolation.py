@@ -33,6 +33,7 @@ from sensevoice_service.types import (
     Upload,
 )
 from tests.audio_files import NO_LIMIT, Samples, encode, pcm16, upload, voice, wav
+from tests.hostile import is_alive
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
@@ -63,7 +64,7 @@ def hosts() -> list[psutil.Process]:
 
 def workers() -> list[psutil.Process]:
     (host,) = hosts()
-    return [one for one in host.children() if one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in host.children() if is_alive(one)]
 
 
 def until(condition: Callable[[], object]) -> None:
