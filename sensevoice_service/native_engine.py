@@ -1,5 +1,6 @@
-"""The model in int8 on a CPU with AMX: the C of ``native/``, one thread a caller.
+"""The model in int8 on a CPU with AMX: the C of ``native/``.
 
+Callers share the cores: one that is alone has them all, and leaves them when a second one comes.
 Every frame has a scale of its own, so several utterances may share the reading of the weights, and
 none of them feels the others.
 """
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sensevoice_service.callers import Callers, Threads
+from sensevoice_service.callers import Threads
 from sensevoice_service.ctc import best_path
 from sensevoice_service.encoder import SenseVoice
 from sensevoice_service.encoder_inputs import EncoderInputs, Features
@@ -25,7 +26,7 @@ from sensevoice_service.engine import Precision, noise_chunk
 from sensevoice_service.frontend import FeatureBatch, Frontend
 from sensevoice_service.native_frontend import NativeFrontend
 from sensevoice_service.native_library import NativeUnavailable
-from sensevoice_service.native_network import NetworkWeights, why_not
+from sensevoice_service.native_network import Cores, NetworkWeights, why_not
 from sensevoice_service.types import Chunk, Hypothesis
 
 # Of the utterances of a call; more frames gain nothing from sharing the weights.
@@ -62,8 +63,8 @@ class NativeEngine:
         self.frontend = NativeFrontend(frontend, library)
         self.device = self.frontend.device
         self.n_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._threads = threads
-        self._callers = Callers()
+        self._n_callers = threads.n_shares
+        self._cores = Cores(n_each=threads.narrow, n_all=threads.wide)
         self._inputs = EncoderInputs(model)
         self._n_tokens = model.config.vocab_size
         self._size = model.config.output_size
@@ -78,8 +79,7 @@ class NativeEngine:
         """Greedy CTC of every row."""
         hypotheses: list[Hypothesis] = []
         for group in grouped(self._inputs.rows(batch)):
-            with self._callers.enter(has_followers=batch.has_followers) as is_alone:
-                outputs = self._run(group, is_alone)
+            outputs = self._run(group, batch.has_followers)
             hypotheses += (best_path(one.ids) for one in outputs)
         return hypotheses
 
@@ -89,21 +89,23 @@ class NativeEngine:
         batch = self.frontend(chunks)
         found = []
         for row, x in enumerate(self._inputs.rows(batch)):
-            with self._callers.enter(has_followers=batch.has_followers) as is_alone:
-                (one,) = self._run([x], is_alone, logits=True)
+            (one,) = self._run([x], batch.has_followers, logits=True)
             found.append(read(row, torch.from_numpy(one.logits)))
             del one
         return found
 
     def hidden(self, batch: FeatureBatch) -> list[Features]:
         """What the CTC head sees of each row: float32 ``(4 + T, output_size)``."""
-        return [self._run([x], False, hidden=True)[0].hidden for x in self._inputs.rows(batch)]
+        return [
+            self._run([x], batch.has_followers, hidden=True)[0].hidden
+            for x in self._inputs.rows(batch)
+        ]
 
     def warm_up(self, shapes: Sequence[tuple[int, float]]) -> None:
         """Run the longest of the (rows, seconds) from as many callers as there may be."""
         batch = self.frontend([noise_chunk(max(duration_s for _, duration_s in shapes))])
-        with ThreadPoolExecutor(self._threads.n_shares) as callers:
-            list(callers.map(self.infer, [batch] * self._threads.n_shares))
+        with ThreadPoolExecutor(self._n_callers) as callers:
+            list(callers.map(self.infer, [batch] * self._n_callers))
 
     def gpu_memory(self) -> dict[str, int] | None:
         return None
@@ -111,7 +113,7 @@ class NativeEngine:
     def _run(
         self,
         rows: Sequence[Features],
-        is_alone: bool,
+        has_followers: bool,
         *,
         hidden: bool = False,
         logits: bool = False,
@@ -126,10 +128,11 @@ class NativeEngine:
         )
         is_done = self._encode(
             ctypes.byref(self._weights.network),
+            ctypes.byref(self._cores),
             _address(x),
             _address(lengths),
             len(rows),
-            self._threads.wide if is_alone else self._threads.narrow,
+            has_followers,
             _address(outputs.ids),
             _address(outputs.hidden),
             _address(outputs.logits),

@@ -24,7 +24,7 @@ SOURCES = Path(__file__).parent / "native"
 # Of -ffast-math what loops need to be vectorised; the whole would have every thread of the process
 # that loads the library treat tiny numbers as zero.
 FLAGS = (
-    *("-std=gnu11", "-O3", "-shared", "-fPIC", "-pthread"),
+    *("-std=gnu11", "-O3", "-shared", "-fPIC", "-pthread", "-D_GNU_SOURCE"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffinite-math-only"),
     *("-fassociative-math", "-freciprocal-math"),
 )

@@ -47,6 +47,12 @@ class Network(ctypes.Structure):
     )
 
 
+class Cores(ctypes.Structure):
+    """What the C counts in it, callers leave alone."""
+
+    _fields_ = tuple((name, c_int32) for name in ("n_each", "n_all", "n_inside", "n_calls"))
+
+
 def why_not(config: EncoderConfig) -> str | None:
     """What of these dimensions the C has no room for; None where there is nothing."""
     needed = {

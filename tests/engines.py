@@ -67,3 +67,13 @@ def require_that_a_long_chunk_is_heard(engine: Legible, demo: Model) -> None:
     assert heard.last_frames[-1] > 512
     agreeing = len(set(heard.token_ids.tolist()) & set(wanted.token_ids.tolist()))
     assert agreeing >= len(set(wanted.token_ids.tolist())) - 1
+
+
+def features_of(lengths: list[int], size: int, seed: int = 0) -> FeatureBatch:
+    values = torch.randn(
+        len(lengths), max(lengths), size, generator=torch.Generator().manual_seed(seed)
+    )
+    for row, length in enumerate(lengths):
+        values[row, length:] = 0.0
+    rows = torch.zeros(len(lengths), dtype=torch.int64)
+    return FeatureBatch(values, torch.tensor(lengths), rows, rows, tuple(lengths))

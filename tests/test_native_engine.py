@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +27,7 @@ from sensevoice_service.native_library import (
 )
 from sensevoice_service.types import Chunk
 from tests.engines import (
+    features_of,
     require_logits_of_the_arg_max,
     require_that_a_long_chunk_is_heard,
     require_that_threads_share,
@@ -58,16 +58,6 @@ def engine(library: ctypes.CDLL, demo: Model) -> NativeEngine:
 @pytest.fixture(scope="module")
 def chunks() -> list[Chunk]:
     return some_chunks()
-
-
-def features_of(lengths: list[int], size: int, seed: int = 0) -> FeatureBatch:
-    values = torch.randn(
-        len(lengths), max(lengths), size, generator=torch.Generator().manual_seed(seed)
-    )
-    for row, length in enumerate(lengths):
-        values[row, length:] = 0.0
-    rows = torch.zeros(len(lengths), dtype=torch.int64)
-    return FeatureBatch(values, torch.tensor(lengths), rows, rows, tuple(lengths))
 
 
 @torch.inference_mode()
@@ -170,19 +160,19 @@ def test_audio_longer_than_all_before_gets_its_positions(demo: Model, library: c
 
 @dataclass
 class Watched(Silent):
-    """Stands for the library: notes the threads of each call, and what they come to."""
+    """Stands for the library: notes what calls come with, and what they come to."""
 
     result: int = 1
-    during: Callable[[], object] = lambda: None
 
     def __post_init__(self) -> None:
-        self.n_threads: list[int] = []
+        self.cores: list[int] = []
         self.n_rows: list[int] = []
+        self.has_followers: list[bool] = []
 
     def sensevoice_encode(self, *arguments: Any) -> int:
-        self.n_rows.append(arguments[3])
-        self.n_threads.append(arguments[4])
-        self.during()
+        self.cores.append(ctypes.addressof(arguments[1]._obj))
+        self.n_rows.append(arguments[4])
+        self.has_followers.append(arguments[5])
         return self.result
 
 
@@ -191,20 +181,15 @@ def watched(demo: Model, library: Watched) -> NativeEngine:
     return NativeEngine(demo.engine.model, demo.engine.frontend, Threads(1, 4), as_library)
 
 
-def test_a_lone_caller_has_all_cores_and_the_second_its_share(demo: Model) -> None:
+def test_calls_share_one_count_of_the_cores(demo: Model) -> None:
     library = Watched()
     engine = watched(demo, library)
-    batch = engine.frontend([check_chunk()])
-
-    def call_once_more() -> None:
-        library.during = lambda: None
-        engine.infer(batch)
-
-    library.during = call_once_more
-    engine.infer(batch)
-    followed = replace(check_chunk(), has_followers=True)
-    engine.infer(engine.frontend([followed]))
-    assert library.n_threads == [4, 1, 1]
+    for has_followers in (False, True):
+        chunk = replace(check_chunk(), has_followers=has_followers)
+        engine.infer(engine.frontend([chunk]))
+        engine.read_logits([chunk], lambda row, logits: None)
+    assert library.has_followers == [False, False, True, True]
+    assert len(set(library.cores)) == 1
 
 
 def test_short_utterances_go_together_and_long_ones_alone(demo: Model) -> None:

@@ -120,7 +120,7 @@ static void attend(Member *member) {
             for (int frame = 0; frame < call->utterances[i].n_frames; frame += QUERIES, block++)
                 if (block >= share.first && block < share.last)
                     attend_block(member, &call->utterances[i], head, frame);
-    wait_for_all(call);
+    wait_for_all(member);
 }
 
 #endif

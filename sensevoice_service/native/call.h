@@ -1,16 +1,11 @@
-/* One call of the network: the utterances, the memory that it works in, and the team at work.
- *
- * All threads of a team go through the same steps, take their share of each, and wait for each
- * other in between.
- */
+/* One call of the network: the utterances, the memory that it works in, and the team at work. */
 #ifndef SENSEVOICE_CALL_H
 #define SENSEVOICE_CALL_H
 
-#include <sched.h>
-#include <stdatomic.h>
 #include <stdint.h>
 
 #include "encoder.h"
+#include "team.h"
 #include "tiles.h"
 
 /* Rows of activations as levels: value = scale * (level - zero), with both of each row's own. */
@@ -23,9 +18,10 @@ typedef struct {
     int first_row, n_frames;
 } Utterance;
 
-typedef struct {
+struct Call {
     const Network *network;
-    int n_threads, n_rows, n_utterances;
+    Team team;
+    int n_rows, n_utterances;
     Utterance *utterances;
     const float *x;
     float *residual, *context, *values; /* (n_rows, size) */
@@ -33,47 +29,20 @@ typedef struct {
     bf16 *query_tiles, *key_panels, *value_panels;
     Quantized input;
     int n_longest;  /* frames, padded to whole panels */
-    float *scores;  /* of each thread, (32, n_longest) */
+    float *scores;  /* of each member, (32, n_longest) */
     bf16 *shares;   /* the same, in row tiles */
-    float *best;    /* of each thread, (n_rows) */
+    float *best;    /* of each member, (n_rows) */
     int32_t *best_ids;
     int32_t *ids;
     float *hidden, *logits;
-    atomic_int n_arrived, turn;
-} Call;
-
-typedef struct {
-    Call *call;
-    int rank;
-} Member;
+};
 
 static inline int padded(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-static inline void wait_for_all(Call *call) {
-    enum { SPINS = 4096 }; /* a few tens of microseconds; then others may have the core */
-    const int turn = atomic_load(&call->turn);
-    if (atomic_fetch_add(&call->n_arrived, 1) == call->n_threads - 1) {
-        atomic_store(&call->n_arrived, 0);
-        atomic_store(&call->turn, turn + 1);
-        return;
-    }
-    for (int spin = 0; atomic_load(&call->turn) == turn; spin++)
-        if (spin > SPINS) sched_yield();
-}
 
 static inline int head_size_of(const Network *network) { return network->size / network->n_heads; }
 
 /* Heads have room for whole tiles: behind their own values there are zeros. */
 static inline int head_room_of(const Network *network) { return padded(head_size_of(network), 32); }
-
-typedef struct {
-    int first, last; /* the last is not in it */
-} Share;
-
-static inline Share share_of(const Member *member, int n_items) {
-    const int64_t rank = member->rank, n_threads = member->call->n_threads;
-    return (Share){(int)(n_items * rank / n_threads), (int)(n_items * (rank + 1) / n_threads)};
-}
 
 /* Sums of a product lie panel by panel, all rows of one behind those of the other, so that a block
  * of 32 rows is written in one piece. The gap keeps panels off each other's lines of the cache. */

@@ -7,7 +7,6 @@
  */
 #include "encoder.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,7 +38,7 @@ static void multiply(Member *member, const Linear *layer) {
         for (int row = 0; row < member->call->n_rows; row += 32)
             product_int8(operands(member->call, layer, panel, row),
                          sums_of(member->call, panel, row), PANEL_COLUMNS);
-    wait_for_all(member->call);
+    wait_for_all(member);
 }
 
 /* What a row of the last product stands for. */
@@ -69,7 +68,7 @@ static void begin(Member *member, Norm norm) {
     const Share share = share_of(member, call->n_rows);
     for (int row = share.first; row < share.last; row++)
         norm_and_quantize(call, call->x + (size_t)row * norm.size, norm, row);
-    wait_for_all(call);
+    wait_for_all(member);
 }
 
 /* 32 values of a head, or what it has left of them and zeros. */
@@ -130,7 +129,7 @@ static void part(Member *member, const Linear *layer) {
         for (int frame = first + 2; frame < padded(one->n_frames, 32); frame += 2)
             part_pair(call, one, frame, triples);
     }
-    wait_for_all(call);
+    wait_for_all(member);
 }
 
 static void quantize_context(Member *member) {
@@ -139,7 +138,7 @@ static void quantize_context(Member *member) {
     const Share share = share_of(member, call->n_rows);
     for (int row = share.first; row < share.last; row++)
         quantize_row(call->context + (size_t)row * size, size, call->input, row);
-    wait_for_all(call);
+    wait_for_all(member);
 }
 
 /* The FSMN memory of one frame: neighbours' values by the taps, added to `out`. */
@@ -174,7 +173,7 @@ static void add_attended(Member *member, const Block *block) {
             residual[i] = attended[i] + (block->changes_width ? 0.0f : residual[i]);
         norm_and_quantize(call, residual, block->norm2, row);
     }
-    wait_for_all(call);
+    wait_for_all(member);
 }
 
 static void rectify(Member *member, const Linear *layer) {
@@ -187,7 +186,7 @@ static void rectify(Member *member, const Linear *layer) {
         for (int i = 0; i < n; i++) values[i] = values[i] > 0.0f ? values[i] : 0.0f;
         quantize_row(values, n, call->input, row);
     }
-    wait_for_all(call);
+    wait_for_all(member);
 }
 
 /* The end of a block: what comes next is a norm, and between the parts of the network two. */
@@ -206,7 +205,6 @@ static void add_forwarded(Member *member, const Linear *layer, const Norm *betwe
         norm_and_quantize(call, residual, norm, row);
         if (hidden) norm_row(residual, norm, hidden + (size_t)row * size);
     }
-    wait_for_all(call);
 }
 
 /* ---- the CTC head ---- */
@@ -235,7 +233,7 @@ static void keep_best(const float *values, int first_id, float *best, int32_t *b
     *best_id = first_id + at;
 }
 
-/* Each thread finds the best of its panels; of equal ones the first id wins. */
+/* Each member finds the best of its panels; of equal ones the first id wins. */
 static void find_best(Member *member) {
     Call *call = member->call;
     const Linear *layer = &call->network->ctc;
@@ -252,11 +250,11 @@ static void find_best(Member *member) {
             keep_best(values, panel * PANEL_COLUMNS, &call->best[mine + row],
                       &call->best_ids[mine + row]);
         }
-    wait_for_all(call);
+    wait_for_all(member);
     if (member->rank) return;
     for (size_t row = 0; row < n_rows; row++) {
         size_t winner = row;
-        for (int rank = 1; rank < call->n_threads; rank++)
+        for (int rank = 1; rank < call->team.n_members; rank++)
             if (call->best[rank * n_rows + row] > call->best[winner]) winner = rank * n_rows + row;
         call->ids[row] = call->best_ids[winner];
     }
@@ -283,19 +281,21 @@ static void run_block(Member *member, int index) {
                   is_last ? member->call->hidden : NULL);
 }
 
-static void *run(void *argument) {
-    Member *member = argument;
-    const Network *network = member->call->network;
+static void run(Member *member) {
+    const Call *call = member->call;
+    const Network *network = call->network;
     tiles_begin();
-    begin(member, network->blocks[0].norm1);
-    for (int index = 0; index < network->n_blocks; index++) run_block(member, index);
-    if (member->call->logits) write_logits(member);
-    if (member->call->ids) find_best(member);
+    if (!member->first_block) begin(member, network->blocks[0].norm1);
+    for (int i = member->first_block; i < network->n_blocks && !member->has_left; i++) {
+        run_block(member, i);
+        regroup(member, i + 1);
+    }
+    if (call->logits && !member->has_left) write_logits(member);
+    if (call->ids && !member->has_left) find_best(member);
     tiles_end();
-    return NULL;
 }
 
-/* ---- a call's memory and threads ---- */
+/* ---- a call's memory ---- */
 
 static void *take(char **memory, size_t n_bytes) {
     char *taken = *memory;
@@ -309,12 +309,13 @@ static int larger(int a, int b) { return a > b ? a : b; }
 static size_t lay_out(Call *call, char *memory) {
     char *const start = memory;
     const Network *network = call->network;
-    const size_t rows = call->n_rows, size = network->size, threads = call->n_threads;
+    const size_t rows = call->n_rows, size = network->size, members = call->team.cores->n_all;
     const size_t in_heads = 2 * rows * network->n_heads * head_room_of(network);
-    const size_t in_scores = threads * QUERIES * call->n_longest;
+    const size_t in_scores = members * QUERIES * call->n_longest;
     const int widest_out = larger(network->n_hidden, 3 * network->size);
     const int widest_in = larger(network->blocks[0].query_key_value.n_in,
                                  padded(larger(network->n_hidden, network->size), INT8_STEP));
+    call->team.members = take(&memory, sizeof(Member) * members);
     call->utterances = take(&memory, sizeof(Utterance) * call->n_utterances);
     call->residual = take(&memory, sizeof(float) * rows * size);
     call->context = take(&memory, sizeof(float) * rows * size);
@@ -328,38 +329,18 @@ static size_t lay_out(Call *call, char *memory) {
     call->input.zeros = take(&memory, sizeof(float) * rows);
     call->scores = take(&memory, sizeof(float) * in_scores);
     call->shares = take(&memory, sizeof(bf16) * in_scores);
-    call->best = take(&memory, sizeof(float) * threads * rows);
-    call->best_ids = take(&memory, sizeof(int32_t) * threads * rows);
+    call->best = take(&memory, sizeof(float) * members * rows);
+    call->best_ids = take(&memory, sizeof(int32_t) * members * rows);
     return (size_t)(memory - start);
-}
-
-/* Waits until all of the team are there, or it is known how many there will be. */
-static void *join_in(void *argument) {
-    Member *member = argument;
-    while (!atomic_load(&member->call->turn)) sched_yield();
-    return run(argument);
-}
-
-static void run_team(Call *call) {
-    pthread_t threads[call->n_threads];
-    Member members[call->n_threads];
-    int n_there = 1;
-    for (int rank = 0; rank < call->n_threads; rank++) members[rank] = (Member){call, rank};
-    while (n_there < call->n_threads &&
-           !pthread_create(&threads[n_there], NULL, join_in, &members[n_there]))
-        n_there++;
-    call->n_threads = n_there;
-    atomic_store(&call->turn, 1);
-    run(&members[0]);
-    for (int rank = 1; rank < n_there; rank++) pthread_join(threads[rank], NULL);
 }
 
 int sensevoice_begin(void) { return tiles_permitted(); }
 
-int sensevoice_encode(const Network *network, const float *x, const int32_t *n_frames,
-                      int n_utterances, int n_threads, int32_t *ids, float *hidden,
+int sensevoice_encode(const Network *network, Cores *cores, const float *x, const int32_t *n_frames,
+                      int n_utterances, int has_followers, int32_t *ids, float *hidden,
                       float *logits) {
-    Call call = {.network = network, .n_threads = n_threads, .n_utterances = n_utterances};
+    Call call = {.network = network, .n_utterances = n_utterances};
+    call.team = (Team){.cores = cores, .has_followers = has_followers, .work = run};
     for (int i = 0; i < n_utterances; i++) {
         call.n_rows += padded(n_frames[i], TILE_ROWS);
         if (padded(n_frames[i], 32) > call.n_longest) call.n_longest = padded(n_frames[i], 32);
@@ -373,7 +354,7 @@ int sensevoice_encode(const Network *network, const float *x, const int32_t *n_f
     call.ids = ids;
     call.hidden = hidden;
     call.logits = logits;
-    run_team(&call);
+    run_team(&call.team, &call);
     free(memory);
     return 1;
 }

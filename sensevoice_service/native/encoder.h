@@ -2,6 +2,7 @@
 #ifndef SENSEVOICE_ENCODER_H
 #define SENSEVOICE_ENCODER_H
 
+#include <stdatomic.h>
 #include <stdint.h>
 
 typedef struct {
@@ -30,13 +31,20 @@ typedef struct {
     int32_t size, n_heads, n_taps, n_hidden;
 } Network;
 
+/* The cores that an engine's calls share: those of each, and all that one has if it is alone. */
+typedef struct {
+    int32_t n_each, n_all;
+    atomic_int n_inside, n_calls; /* calls under way, and those that have begun so far */
+} Cores;
+
 /* Whether this process may use the tile unit. */
 int sensevoice_begin(void);
 
 /* Frames of utterances, (rows, n_in of the first block) with each utterance padded to 16 rows, to
  * the best ids (rows), the last norm's (rows, size) and logits (rows, n_out); each may be NULL.
- * 0 where there is no memory for it. */
-int sensevoice_encode(const Network *network, const float *x, const int32_t *n_frames,
-                      int n_utterances, int n_threads, int32_t *ids, float *hidden, float *logits);
+ * A call that `has_followers` leaves cores for them. 0 where there is no memory for it. */
+int sensevoice_encode(const Network *network, Cores *cores, const float *x, const int32_t *n_frames,
+                      int n_utterances, int has_followers, int32_t *ids, float *hidden,
+                      float *logits);
 
 #endif

@@ -1,0 +1,130 @@
+/* The threads that work at one call.
+ *
+ * All go through the same steps, take their share of each, and wait for each other in between.
+ * After a block there may be more of them or fewer, as other calls have ended or begun.
+ */
+#ifndef SENSEVOICE_TEAM_H
+#define SENSEVOICE_TEAM_H
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "encoder.h"
+
+typedef struct Call Call;
+typedef struct Member Member;
+
+typedef struct {
+    Cores *cores;
+    int has_followers, n_calls_before;
+    void (*work)(Member *);
+    Member *members; /* as many as the cores */
+    int n_members, n_wanted;
+    atomic_int n_arrived, n_meetings;
+} Team;
+
+struct Member {
+    Call *call;
+    Team *team;
+    int rank, first_block, n_meetings_before;
+    int has_left, has_thread;
+    pthread_t thread;
+};
+
+typedef struct {
+    int first, last; /* the last is not in it */
+} Share;
+
+static inline Share share_of(const Member *member, int n_items) {
+    const int64_t rank = member->rank, n_members = member->team->n_members;
+    return (Share){(int)(n_items * rank / n_members), (int)(n_items * (rank + 1) / n_members)};
+}
+
+/* The last one to come does not wait. It alone may change the team, and has to let the others go. */
+static inline int is_last_to_come(Team *team) {
+    enum { SPINS = 4096 }; /* a few tens of microseconds; then others may have the core */
+    const int n_members = team->n_members, n_meetings = atomic_load(&team->n_meetings);
+    if (atomic_fetch_add(&team->n_arrived, 1) == n_members - 1) return 1;
+    for (int spin = 0; atomic_load(&team->n_meetings) == n_meetings; spin++)
+        if (spin > SPINS) sched_yield();
+    return 0;
+}
+
+static inline void let_go(Team *team) {
+    atomic_store(&team->n_arrived, 0);
+    atomic_fetch_add(&team->n_meetings, 1);
+}
+
+static inline void wait_for_all(Member *member) {
+    if (is_last_to_come(member->team)) let_go(member->team);
+}
+
+/* ---- how many there are ---- */
+
+/* A call that others follow at once is not alone until one of them has begun. */
+static int wanted_members(const Team *team) {
+    Cores *cores = team->cores;
+    const int n_calls = atomic_load(&cores->n_calls), n_inside = atomic_load(&cores->n_inside);
+    if (team->has_followers && n_calls == team->n_calls_before + 1) return cores->n_each;
+    const int n_shared = cores->n_all / n_inside;
+    return n_shared > cores->n_each ? n_shared : cores->n_each;
+}
+
+static void *join_in(void *argument) {
+    Member *member = argument;
+    pthread_setname_np(pthread_self(), "encoder");
+    while (atomic_load(&member->team->n_meetings) == member->n_meetings_before) sched_yield();
+    member->team->work(member);
+    return NULL;
+}
+
+static void end_thread(Member *member) {
+    if (member->has_thread) pthread_join(member->thread, NULL);
+    member->has_thread = 0;
+}
+
+/* It begins when the others are let go. 0 where the system has no thread left. */
+static int add_member(Team *team, int first_block) {
+    Member *one = &team->members[team->n_members];
+    end_thread(one);
+    one->has_left = 0;
+    one->first_block = first_block;
+    one->n_meetings_before = atomic_load(&team->n_meetings);
+    one->has_thread = !pthread_create(&one->thread, NULL, join_in, one);
+    team->n_members += one->has_thread;
+    return one->has_thread;
+}
+
+/* Others leave a core for a moment between two calls: the team grows only on the second look. */
+static void resize(Team *team, int next_block) {
+    const int wanted = wanted_members(team);
+    const int n = wanted < team->n_wanted ? wanted : team->n_wanted;
+    team->n_wanted = wanted;
+    while (team->n_members > n) team->members[--team->n_members].has_left = 1;
+    while (team->n_members < n && add_member(team, next_block)) continue;
+}
+
+static void regroup(Member *member, int next_block) {
+    if (!is_last_to_come(member->team)) return;
+    resize(member->team, next_block);
+    let_go(member->team);
+}
+
+static void run_team(Team *team, Call *call) {
+    const int n_all = team->cores->n_all;
+    for (int rank = 0; rank < n_all; rank++)
+        team->members[rank] = (Member){.call = call, .team = team, .rank = rank};
+    team->n_calls_before = atomic_fetch_add(&team->cores->n_calls, 1);
+    atomic_fetch_add(&team->cores->n_inside, 1);
+    team->n_members = 1;
+    team->n_wanted = n_all;
+    resize(team, 0);
+    let_go(team);
+    team->work(&team->members[0]);
+    atomic_fetch_sub(&team->cores->n_inside, 1);
+    for (int rank = 1; rank < n_all; rank++) end_thread(&team->members[rank]);
+}
+
+#endif

@@ -1,0 +1,133 @@
+"""Calls that share the cores: their threads, seen by name, come and go as other calls do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sensevoice_service.callers import Threads
+from sensevoice_service.encoder import EncoderConfig, SenseVoice
+from sensevoice_service.frontend import FeatureBatch
+from sensevoice_service.native_engine import NativeEngine
+from sensevoice_service.native_library import PLAIN, TILES, Target, load_library, suits
+from sensevoice_service.types import Hypothesis
+from tests.engines import features_of, same
+from tests.models import Model
+
+DEEP = EncoderConfig(64, 80, 64, 2, 64, 200, 2, 3)  # as many places for a team to change
+# By the target: so many frames that a call takes about a second.
+FRAMES = {PLAIN: 100, TILES: 1_600}
+ALL_CORES = 3
+ATTEMPTS = 20
+PATIENCE_S = 60.0
+WORKED_S = 0.05  # of all threads together
+Answer = Future[list[Hypothesis]]
+
+
+@pytest.fixture(scope="module", params=[PLAIN, TILES], ids=["plain", "tiles"])
+def target(request: pytest.FixtureRequest) -> Target:
+    target: Target = request.param
+    if not suits(target):
+        pytest.skip("this CPU has no tile unit")
+    return target
+
+
+@pytest.fixture(scope="module")
+def engine(target: Target, demo: Model) -> NativeEngine:
+    torch.manual_seed(0)
+    model = SenseVoice(DEEP).eval()
+    threads = Threads(narrow=1, wide=ALL_CORES)
+    return NativeEngine(model, demo.engine.frontend, threads, load_library(target))
+
+
+@pytest.fixture
+def long(target: Target) -> FeatureBatch:
+    return features_of([FRAMES[target]], DEEP.input_size)
+
+
+@pytest.fixture
+def short(target: Target) -> FeatureBatch:
+    return features_of([FRAMES[target] // 3], DEEP.input_size)
+
+
+@pytest.fixture
+def callers() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+def n_helpers() -> int:
+    """Threads of teams, beside the callers themselves."""
+    names = []
+    for thread in Path("/proc/self/task").iterdir():
+        try:
+            names.append((thread / "comm").read_text())
+        except OSError:  # it has ended meanwhile
+            continue
+    return names.count("encoder\n")
+
+
+def comes_while(running: list[Answer], is_so: Callable[[], bool]) -> bool:
+    """Whether it is so before any of ``running`` has ended."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not is_so():
+        if any(answer.done() for answer in running):
+            return False
+        assert time.monotonic() < deadline_s, "it never came"
+    return not any(answer.done() for answer in running)
+
+
+def is_seen(happens: Callable[[], bool]) -> bool:
+    """A busy machine may miss it, but what is seen once has been there."""
+    return any(happens() for _ in range(ATTEMPTS))
+
+
+def test_a_lone_call_has_all_cores_shares_them_with_a_second_and_has_them_back(
+    engine: NativeEngine, long: FeatureBatch, short: FeatureBatch, callers: ThreadPoolExecutor
+) -> None:
+    def happens() -> bool:
+        first = callers.submit(engine.infer, long)
+        has_all = comes_while([first], lambda: n_helpers() == ALL_CORES - 1)
+        second = callers.submit(engine.infer, short)
+        has_shared = comes_while([first, second], lambda: n_helpers() == 0)
+        second.result()
+        has_all_again = comes_while([first], lambda: n_helpers() == ALL_CORES - 1)
+        first.result()
+        assert n_helpers() == 0
+        return has_all and has_shared and has_all_again
+
+    assert is_seen(happens)
+
+
+def test_a_call_that_is_followed_has_its_share_until_the_follower_has_come_and_gone(
+    engine: NativeEngine, long: FeatureBatch, short: FeatureBatch, callers: ThreadPoolExecutor
+) -> None:
+    def happens() -> bool:
+        first = callers.submit(engine.infer, replace(long, has_followers=True))
+        begun_s = time.process_time()
+        comes_while([first], lambda: time.process_time() - begun_s > WORKED_S)
+        assert n_helpers() == 0
+        callers.submit(engine.infer, short).result()
+        has_all = comes_while([first], lambda: n_helpers() == ALL_CORES - 1)
+        first.result()
+        return has_all
+
+    assert is_seen(happens)
+
+
+def test_a_team_that_changes_gives_the_bits_that_one_thread_gives(
+    engine: NativeEngine, long: FeatureBatch, short: FeatureBatch, callers: ThreadPoolExecutor
+) -> None:
+    followed = replace(long, has_followers=True)
+    (wanted,) = engine.infer(followed)
+    (other,) = engine.infer(replace(short, has_followers=True))
+    changing = callers.submit(engine.infer, long)
+    while not changing.done():
+        assert same(callers.submit(engine.infer, short).result()[0], other)
+    assert same(changing.result()[0], wanted)
