@@ -7,7 +7,7 @@ import importlib.util
 import os
 import re
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -285,7 +285,7 @@ def load_settings(**overrides: Any) -> Settings:
     The environment is shared with other programs, so of its unknown names only those that look
     like a slip of the pen are refused.
     """
-    if slips := _misspelt(os.environ):
+    if slips := [*_misspelt(os.environ), *_blank_keys(os.environ)]:
         raise ConfigError("wrong settings:\n  " + "\n  ".join(slips))
     try:
         return Settings(**overrides)
@@ -304,6 +304,12 @@ def _misspelt(names: Iterable[str]) -> list[str]:
     return slips
 
 
+def _blank_keys(variables: Mapping[str, str]) -> list[str]:
+    """A secret that could not be made or read is empty: it must not let everyone in."""
+    names = [name for name in ("API_KEYS", "API_KEYS_FILE") if variables.get(name) == ""]
+    return [f"{name} is set, but gives no key; unset it to let everyone in" for name in names]
+
+
 def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
@@ -314,5 +320,6 @@ def _explain(error: ValidationError) -> str:
         field = Settings.model_fields.get(name)
         hint = f" ({field.description})" if field else ""
         got = "" if name in _SECRETS else f", got {problem['input']!r}"
-        lines.append(f"{name}: {problem['msg']}{got}{hint}" if name else problem["msg"])
+        said = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{name}: {said}{got}{hint}" if name else said)
     return "wrong settings:\n  " + "\n  ".join(lines)

@@ -198,7 +198,7 @@ def test_keys_come_from_both_settings(tmp_path: Path) -> None:
     assert load_settings().api_keys() == ()
 
 
-@pytest.mark.parametrize("value", [" ", ",", " , ,", "a b", "ключ", "tab\tbed"])
+@pytest.mark.parametrize("value", ["", " ", ",", " , ,", "a b", "ключ", "tab\tbed"])
 def test_a_slip_in_the_keys_does_not_let_everyone_in(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +214,13 @@ def test_a_file_of_no_keys_does_not_let_everyone_in(tmp_path: Path) -> None:
     assert "has no key" in problem(API_KEYS_FILE=str(path))
     path.write_bytes(b"\xff\xfe\x00")
     assert "API_KEYS_FILE cannot be read" in problem(API_KEYS_FILE=str(path))
+
+
+def test_a_file_of_keys_without_a_name_does_not_let_everyone_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("API_KEYS_FILE", "")
+    assert "API_KEYS_FILE is set, but gives no key" in problem()
 
 
 def test_a_wrong_value_that_is_secret_is_not_shown(local_config: WriteLocal) -> None:

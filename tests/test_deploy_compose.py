@@ -35,7 +35,9 @@ def with_defaults(text: str) -> str:
 def settings(name: str) -> Settings:
     env = services()[name]["environment"]
     own: dict[str, Any] = {
-        key: with_defaults(value) for key, value in env.items() if key not in NOT_OURS
+        key: with_defaults(value)
+        for key, value in env.items()
+        if key not in NOT_OURS and value is not None
     }
     return Settings(**own)
 
@@ -64,7 +66,12 @@ def test_each_setting_is_one_of_the_service_with_the_image_s_or_its_own_default(
 def test_a_variable_sets_the_setting_of_its_own_name() -> None:
     for name in SERVICES:
         for setting, value in services()[name]["environment"].items():
-            assert all(variable == setting for variable, _ in _VARIABLE.findall(value))
+            assert all(variable == setting for variable, _ in _VARIABLE.findall(value or ""))
+
+
+def test_keys_that_are_not_set_are_not_passed_on_as_empty_ones() -> None:
+    for name in SERVICES:
+        assert services()[name]["environment"]["API_KEYS"] is None
 
 
 def test_one_profile_has_a_gpu_and_the_other_does_without() -> None:
