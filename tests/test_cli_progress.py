@@ -73,5 +73,11 @@ def test_the_summary_counts_and_names_what_failed() -> None:
     assert failure == "  failed: c.wav: it is cut off"
 
 
+def test_transcripts_that_are_older_than_their_audio_are_counted_apart() -> None:
+    assert Progress(Workload(0, 3, 0, 1), io.StringIO()).summary() == (
+        "2 done before, 1 newer than the transcript that is there (--overwrite replaces it)"
+    )
+
+
 def test_a_run_with_nothing_to_do_says_so() -> None:
     assert Progress(Workload(0, 3, 0), io.StringIO()).summary() == "3 done before"

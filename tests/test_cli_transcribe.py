@@ -204,6 +204,20 @@ def test_what_is_done_is_done_again_only_on_demand(words: Path, url: str, parts:
     assert len(parts.pipeline.calls) == 4
 
 
+def test_notes_of_the_transcripts_name_are_kept(
+    words: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = words / "a.txt"
+    notes.write_text("my own\n")
+    os.utime(notes, (0, 0))
+    arguments = ["transcribe", str(words / "a.wav"), "--server", url]
+    assert main(arguments) == 0
+    assert notes.read_text() == "my own\n"
+    assert "1 newer than the transcript that is there" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+    assert notes.read_text() == "morning\n"
+
+
 def test_with_nothing_left_to_do_no_model_is_wanted(words: Path, url: str) -> None:
     (words / "b.wav").unlink()
     assert main(["transcribe", str(words), "--server", url]) == 0

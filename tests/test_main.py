@@ -76,7 +76,7 @@ def test_download_of_what_is_no_hub_id_exits_with_3() -> None:
 def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
     result = run(*arguments)
     assert result.returncode == 2
-    assert "usage: sensevoice_service" in result.stderr
+    assert "usage: python -m sensevoice_service" in result.stderr
 
 
 def test_help_names_the_commands() -> None:

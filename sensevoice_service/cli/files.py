@@ -51,13 +51,20 @@ class Task:
 
     @property
     def is_done(self) -> bool:
-        """Whether there is a transcript that is not older than the audio."""
-        if self.output is None:
-            return False
+        """Whether a file has the transcript's name, be it somebody's own notes."""
+        return self._written_ns() is not None
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether that file is older than the audio."""
+        written_ns = self._written_ns()
+        return written_ns is not None and written_ns < self.audio.changed_ns
+
+    def _written_ns(self) -> int | None:
         try:
-            return self.output.stat().st_mtime_ns >= self.audio.changed_ns
+            return None if self.output is None else self.output.stat().st_mtime_ns
         except OSError:
-            return False
+            return None
 
 
 def find_audio(given: Sequence[Path]) -> list[AudioFile]:

@@ -18,9 +18,12 @@ BAR = "{desc} |{bar}| {percentage:3.0f}% {elapsed}, {remaining} left"
 
 @dataclass(frozen=True)
 class Workload:
+    """Of the ``n_skipped``, which have a transcript, that of ``n_outdated`` is older than they."""
+
     n_files: int
     n_skipped: int
     size_bytes: int
+    n_outdated: int = 0
 
 
 class Progress:
@@ -73,8 +76,14 @@ class Progress:
     def summary(self, *, interrupted: bool = False) -> str:
         """Counts and speed, and each file that failed with its reason."""
         n_left = self._workload.n_files - self._n_done - len(self.failures)
-        counts = [(self._n_done, "transcribed"), (self._workload.n_skipped, "done before")]
-        counts += [(len(self.failures), "failed"), (n_left, "not finished")]
+        n_outdated = self._workload.n_outdated
+        counts = [
+            (self._n_done, "transcribed"),
+            (self._workload.n_skipped - n_outdated, "done before"),
+            (n_outdated, "newer than the transcript that is there (--overwrite replaces it)"),
+            (len(self.failures), "failed"),
+            (n_left, "not finished"),
+        ]
         head = ", ".join(f"{count} {what}" for count, what in counts if count) or "nothing to do"
         if self._n_done:
             elapsed = _length(self._clock() - self._began_s)

@@ -85,7 +85,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         f" taken from the variable {API_KEY_VARIABLE}",
     )
     command.add_argument("--jobs", metavar="N", type=_count, help="files at once")
-    command.add_argument("--overwrite", action="store_true", help="also what is done already")
+    command.add_argument(
+        "--overwrite", action="store_true", help="also what is done already; replaces it"
+    )
     command.set_defaults(run=run)
 
 
@@ -112,6 +114,7 @@ def run(options: argparse.Namespace) -> int:
     workload = Workload(
         n_files=len(ahead),
         n_skipped=len(tasks) - len(ahead),
+        n_outdated=0 if options.overwrite else sum(task.is_outdated for task in tasks),
         size_bytes=sum(task.audio.size_bytes for task in ahead),
     )
     if not ahead:
