@@ -51,6 +51,14 @@ def test_several_files_are_answered_in_the_order_sent() -> None:
     assert [detail["key"] for detail in body["details"]] == ["a", "b", "c"]
 
 
+def test_keys_may_come_in_a_field_for_each_file() -> None:
+    form = {"keys": ["a", " b", "c"]}
+    answer = TestClient(house().app()).post(
+        "/transcribe", files=files(b"one", b"two", b"three"), data=form
+    )
+    assert [detail["key"] for detail in answer.json()["details"]] == ["a", "b", "c"]
+
+
 def test_files_of_a_request_are_worked_on_at_once() -> None:
     place = house()
     work, meeting, n_here = place.pipeline.transcribe, asyncio.Event(), 0

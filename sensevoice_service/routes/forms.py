@@ -139,8 +139,11 @@ def uploads(form: FormData, limits: FormLimits, field: str = "files") -> list[Up
 
 
 def keys(form: FormData, files: list[Upload]) -> list[str]:
-    """A name for each file: from the field ``keys``, or its own. Raises ``InvalidRequest``."""
-    given = text(form, "keys")
+    """A name for each file, or its own: from ``keys``, between commas or in a field for each.
+
+    Raises ``InvalidRequest``.
+    """
+    given = ",".join(texts(form, "keys"))
     if not given:
         return [file.name or f"audio{number}" for number, file in enumerate(files, 1)]
     names = [_clean(name) for name in given.split(",")]
@@ -197,11 +200,16 @@ def answer_form(form: FormData, field: str, allowed: Sequence[str], default: str
 
 
 def text(form: FormData, field: str) -> str:
-    """Empty where the form has no such field. Raises ``InvalidRequest`` for a file."""
-    value = form.get(field, "")
-    if not isinstance(value, str):
+    """The last of its name, empty where there is none. Raises ``InvalidRequest`` for a file."""
+    return (texts(form, field) or [""])[-1]
+
+
+def texts(form: FormData, field: str) -> list[str]:
+    """All fields of this name. Raises ``InvalidRequest`` for a file."""
+    values = form.getlist(field)
+    if not all(isinstance(value, str) for value in values):
         raise InvalidRequest(f"{field} must be text, not a file", param=field)
-    return value.strip()
+    return [str(value).strip() for value in values]
 
 
 def _upload(file: UploadFile) -> Upload:

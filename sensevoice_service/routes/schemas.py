@@ -29,8 +29,8 @@ class TranscribeForm(BaseModel):  # described here, and read by forms
     )
     keys: str = Field(
         "",
-        description="Names for the files in the answer, comma-separated, as many as there are"
-        " files. The default are the files' own names.",
+        description="Names for the files in the answer, comma-separated or in a field for"
+        " each, as many as there are files. The default are the files' own names.",
         examples=["meeting,interview"],
     )
     lang: str = Field(
