@@ -11,6 +11,7 @@ from sensevoice_service.batcher import BatchStats
 from sensevoice_service.memory import MemoryReading
 from sensevoice_service.routes.health_schemas import Batches, HealthAnswer, LiveAnswer, ReadyAnswer
 from tests.http_service import House, house, log_lines
+from tests.scrapes import parse
 
 
 def troubled(trouble: str) -> House:
@@ -107,3 +108,13 @@ def test_probes_are_logged_for_debugging_only() -> None:
     with log_lines(level="DEBUG") as lines:
         TestClient(house().app()).get("/health/live")
         assert lines.next()["path"] == "/health/live"
+
+
+def test_a_probe_that_is_told_no_is_not_counted_as_good() -> None:
+    place = troubled("loading")
+    TestClient(place.app()).get("/health")
+    [(labels, count)] = (
+        parse(*place.metrics.exposition("")).series("sensevoice_requests_total").items()
+    )
+    assert dict(labels) == {"outcome": "error", "route": "/health", "status": "503"}
+    assert count == 1

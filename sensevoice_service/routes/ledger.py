@@ -30,6 +30,8 @@ class Ledger:
     ) -> None:
         """``status`` is 0 where no answer was begun."""
         path: str = scope["path"]
+        if trace.outcome == "ok" and status >= 400:  # a probe's 503, a preflight's 400
+            trace.outcome = "error"
         ended = EndedRequest(
             route=path if path in self._paths else OTHER_ROUTE,
             status=status,
