@@ -73,32 +73,38 @@ class NativeEngine:
         self._encode = library.sensevoice_encode
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Hypothesis]:
-        return self.infer(self.frontend(chunks))
+        n_calls = self._cores.n_calls  # a short follower may be through the front end sooner
+        return self._infer(self.frontend(chunks), n_calls)
 
     def infer(self, batch: FeatureBatch) -> list[Hypothesis]:
         """Greedy CTC of every row."""
+        return self._infer(batch, self._cores.n_calls)
+
+    def _infer(self, batch: FeatureBatch, n_calls_before: int) -> list[Hypothesis]:
         hypotheses: list[Hypothesis] = []
-        for group in grouped(self._inputs.rows(batch)):
-            outputs = self._run(group, batch.has_followers)
+        for n_own, group in enumerate(grouped(self._inputs.rows(batch))):
+            outputs = self._run(group, batch.has_followers, n_calls_before + n_own)
             hypotheses += (best_path(one.ids) for one in outputs)
         return hypotheses
 
     @torch.inference_mode()
     def read_logits(self, chunks: Sequence[Chunk], read: Callable[[int, Tensor], T]) -> list[T]:
         """As ``Engine.read_logits``: those of which the arg-max is taken, in int8 as well."""
+        n_calls = self._cores.n_calls
         batch = self.frontend(chunks)
         found = []
         for row, x in enumerate(self._inputs.rows(batch)):
-            (one,) = self._run([x], batch.has_followers, logits=True)
+            (one,) = self._run([x], batch.has_followers, n_calls + row, logits=True)
             found.append(read(row, torch.from_numpy(one.logits)))
             del one
         return found
 
     def hidden(self, batch: FeatureBatch) -> list[Features]:
         """What the CTC head sees of each row: float32 ``(4 + T, output_size)``."""
+        n_calls = self._cores.n_calls
         return [
-            self._run([x], batch.has_followers, hidden=True)[0].hidden
-            for x in self._inputs.rows(batch)
+            self._run([x], batch.has_followers, n_calls + row, hidden=True)[0].hidden
+            for row, x in enumerate(self._inputs.rows(batch))
         ]
 
     def warm_up(self, shapes: Sequence[tuple[int, float]]) -> None:
@@ -114,6 +120,7 @@ class NativeEngine:
         self,
         rows: Sequence[Features],
         has_followers: bool,
+        n_calls_before: int,
         *,
         hidden: bool = False,
         logits: bool = False,
@@ -133,6 +140,7 @@ class NativeEngine:
             _address(lengths),
             len(rows),
             has_followers,
+            ctypes.c_uint32(n_calls_before),
             _address(outputs.ids),
             _address(outputs.hidden),
             _address(outputs.logits),

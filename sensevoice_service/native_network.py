@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from ctypes import c_int32, c_void_p
+from ctypes import c_int32, c_uint32, c_void_p
 from typing import Any
 
 import numpy as np
@@ -48,9 +48,12 @@ class Network(ctypes.Structure):
 
 
 class Cores(ctypes.Structure):
-    """What the C counts in it, callers leave alone."""
+    """What the C counts in it, callers only read."""
 
-    _fields_ = tuple((name, c_int32) for name in ("n_each", "n_all", "n_inside", "n_calls"))
+    _fields_ = (
+        *((name, c_int32) for name in ("n_each", "n_all", "n_inside")),
+        ("n_calls", c_uint32),
+    )
 
 
 def why_not(config: EncoderConfig) -> str | None:

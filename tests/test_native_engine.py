@@ -131,10 +131,11 @@ def test_callers_share_it(engine: NativeEngine, chunks: list[Chunk]) -> None:
 
 @pytest.mark.parametrize("n_threads", [2, 3, 7])
 def test_a_team_gives_the_bits_that_one_thread_gives(
-    engine: NativeEngine, demo: Model, library: ctypes.CDLL, n_threads: int
+    demo: Model, library: ctypes.CDLL, n_threads: int
 ) -> None:
-    team = NativeEngine(
-        demo.engine.model, demo.engine.frontend, Threads(n_threads, n_threads), library
+    team, engine = (
+        NativeEngine(demo.engine.model, demo.engine.frontend, Threads(n, n), library)
+        for n in (n_threads, 1)
     )
     batch = features_of([37, 20, 3], demo.engine.model.config.input_size)
     for ours, theirs in zip(team.hidden(batch), engine.hidden(batch), strict=True):
@@ -168,11 +169,13 @@ class Watched(Silent):
         self.cores: list[int] = []
         self.n_rows: list[int] = []
         self.has_followers: list[bool] = []
+        self.n_calls_before: list[int] = []
 
     def sensevoice_encode(self, *arguments: Any) -> int:
         self.cores.append(ctypes.addressof(arguments[1]._obj))
         self.n_rows.append(arguments[4])
         self.has_followers.append(arguments[5])
+        self.n_calls_before.append(arguments[6].value)
         return self.result
 
 
@@ -198,6 +201,25 @@ def test_short_utterances_go_together_and_long_ones_alone(demo: Model) -> None:
     engine.infer(features_of([16] * 14, demo.engine.model.config.input_size))
     engine.infer(features_of([300, 200], demo.engine.model.config.input_size))
     assert library.n_rows == [12, 2, 1, 1]
+
+
+def test_groups_of_a_batch_are_not_taken_for_each_others_followers(demo: Model) -> None:
+    library = Watched()
+    batch = features_of([300, 200, 300], demo.engine.model.config.input_size)
+    watched(demo, library).infer(replace(batch, has_followers=True))
+    assert library.n_calls_before == [0, 1, 2]
+
+
+def test_logits_that_are_no_numbers_give_ids_of_the_vocabulary(
+    library: ctypes.CDLL, demo: Model
+) -> None:
+    torch.manual_seed(0)
+    model = SenseVoice(EncoderConfig(70, 48, 64, 2, 128, 3, 2, 5)).eval()
+    engine = NativeEngine(model, demo.engine.frontend, SHARED, library)
+    batch = features_of([40], 48)
+    batch.features[:] = float("nan")
+    [heard] = engine.infer(batch)
+    assert all(0 <= token < 70 for token in (*heard.prompt_ids, *heard.token_ids.tolist()))
 
 
 def test_want_of_memory_is_told(demo: Model) -> None:

@@ -189,7 +189,8 @@ static void rectify(Member *member, const Linear *layer) {
     wait_for_all(member);
 }
 
-/* The end of a block: what comes next is a norm, and between the parts of the network two. */
+/* The end of a block: what comes next is a norm, and between the parts of the network two. Here the
+ * members wait for each other in `regroup`. */
 static void add_forwarded(Member *member, const Linear *layer, const Norm *between, Norm norm,
                           float *hidden) {
     Call *call = member->call;
@@ -228,7 +229,7 @@ static void keep_best(const float *values, int first_id, float *best, int32_t *b
     for (int i = 0; i < PANEL_COLUMNS; i++) high = values[i] > high ? values[i] : high;
     if (high <= *best) return;
     int at = 0;
-    while (values[at] != high) at++;
+    while (at < PANEL_COLUMNS - 1 && values[at] != high) at++;
     *best = high;
     *best_id = first_id + at;
 }
@@ -241,7 +242,10 @@ static void find_best(Member *member) {
     const size_t n_rows = call->n_rows, mine = member->rank * n_rows;
     int32_t sums[32 * PANEL_COLUMNS] __attribute__((aligned(64)));
     float values[PANEL_COLUMNS];
-    for (size_t row = 0; row < n_rows; row++) call->best[mine + row] = -FLT_MAX;
+    for (size_t row = 0; row < n_rows; row++) {
+        call->best[mine + row] = -FLT_MAX;
+        call->best_ids[mine + row] = 0; /* of logits that are no numbers none is the best */
+    }
     for (int panel = share.first; panel < share.last; panel++)
         for (size_t row = 0; row < n_rows; row++) {
             if (row % 32 == 0) product_int8(operands(call, layer, panel, row), sums, PANEL_COLUMNS);
@@ -337,10 +341,13 @@ static size_t lay_out(Call *call, char *memory) {
 int sensevoice_begin(void) { return tiles_permitted(); }
 
 int sensevoice_encode(const Network *network, Cores *cores, const float *x, const int32_t *n_frames,
-                      int n_utterances, int has_followers, int32_t *ids, float *hidden,
-                      float *logits) {
+                      int n_utterances, int has_followers, uint32_t n_calls_before,
+                      int32_t *ids, float *hidden, float *logits) {
     Call call = {.network = network, .n_utterances = n_utterances};
-    call.team = (Team){.cores = cores, .has_followers = has_followers, .work = run};
+    call.team = (Team){.cores = cores,
+                       .has_followers = has_followers,
+                       .n_calls_before = n_calls_before,
+                       .work = run};
     for (int i = 0; i < n_utterances; i++) {
         call.n_rows += padded(n_frames[i], TILE_ROWS);
         if (padded(n_frames[i], 32) > call.n_longest) call.n_longest = padded(n_frames[i], 32);

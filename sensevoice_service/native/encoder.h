@@ -34,7 +34,8 @@ typedef struct {
 /* The cores that an engine's calls share: those of each, and all that one has if it is alone. */
 typedef struct {
     int32_t n_each, n_all;
-    atomic_int n_inside, n_calls; /* calls under way, and those that have begun so far */
+    atomic_int n_inside; /* calls under way */
+    atomic_uint n_calls; /* those that have begun so far */
 } Cores;
 
 /* Whether this process may use the tile unit. */
@@ -42,9 +43,10 @@ int sensevoice_begin(void);
 
 /* Frames of utterances, (rows, n_in of the first block) with each utterance padded to 16 rows, to
  * the best ids (rows), the last norm's (rows, size) and logits (rows, n_out); each may be NULL.
- * A call that `has_followers` leaves cores for them. 0 where there is no memory for it. */
+ * A call that `has_followers` leaves cores for them until one has begun since there were
+ * `n_calls_before`. 0 where there is no memory for it. */
 int sensevoice_encode(const Network *network, Cores *cores, const float *x, const int32_t *n_frames,
-                      int n_utterances, int has_followers, int32_t *ids, float *hidden,
-                      float *logits);
+                      int n_utterances, int has_followers, uint32_t n_calls_before,
+                      int32_t *ids, float *hidden, float *logits);
 
 #endif

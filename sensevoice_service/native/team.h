@@ -18,10 +18,11 @@ typedef struct Member Member;
 
 typedef struct {
     Cores *cores;
-    int has_followers, n_calls_before;
+    int has_followers;
+    uint32_t n_calls_before; /* of the engine, when the call's turn came */
     void (*work)(Member *);
     Member *members; /* as many as the cores */
-    int n_members, n_wanted;
+    int n_members;
     atomic_int n_arrived, n_meetings;
 } Team;
 
@@ -42,9 +43,10 @@ static inline Share share_of(const Member *member, int n_items) {
     return (Share){(int)(n_items * rank / n_members), (int)(n_items * (rank + 1) / n_members)};
 }
 
-/* The last one to come does not wait. It alone may change the team, and has to let the others go. */
-static inline int is_last_to_come(Team *team) {
-    enum { SPINS = 4096 }; /* a few tens of microseconds; then others may have the core */
+/* Waits for the others, then gives 0. The last one to come gets 1 at once: it alone may change the
+ * team, and has to let the others go. */
+static inline int arrive(Team *team) {
+    enum { SPINS = 4096 }; /* a microsecond or two; then others may have the core */
     const int n_members = team->n_members, n_meetings = atomic_load(&team->n_meetings);
     if (atomic_fetch_add(&team->n_arrived, 1) == n_members - 1) return 1;
     for (int spin = 0; atomic_load(&team->n_meetings) == n_meetings; spin++)
@@ -58,17 +60,17 @@ static inline void let_go(Team *team) {
 }
 
 static inline void wait_for_all(Member *member) {
-    if (is_last_to_come(member->team)) let_go(member->team);
+    if (arrive(member->team)) let_go(member->team);
 }
 
 /* ---- how many there are ---- */
 
-/* A call that others follow at once is not alone until one of them has begun. */
+/* A call that others follow at once is not alone until one of them, beside itself, has begun. */
 static int wanted_members(const Team *team) {
     Cores *cores = team->cores;
-    const int n_calls = atomic_load(&cores->n_calls), n_inside = atomic_load(&cores->n_inside);
-    if (team->has_followers && n_calls == team->n_calls_before + 1) return cores->n_each;
-    const int n_shared = cores->n_all / n_inside;
+    const uint32_t n_begun = atomic_load(&cores->n_calls) - team->n_calls_before;
+    if (team->has_followers && n_begun < 2) return cores->n_each;
+    const int n_shared = cores->n_all / atomic_load(&cores->n_inside);
     return n_shared > cores->n_each ? n_shared : cores->n_each;
 }
 
@@ -97,29 +99,26 @@ static int add_member(Team *team, int first_block) {
     return one->has_thread;
 }
 
-/* Others leave a core for a moment between two calls: the team grows only on the second look. */
 static void resize(Team *team, int next_block) {
-    const int wanted = wanted_members(team);
-    const int n = wanted < team->n_wanted ? wanted : team->n_wanted;
-    team->n_wanted = wanted;
+    const int n = wanted_members(team);
     while (team->n_members > n) team->members[--team->n_members].has_left = 1;
     while (team->n_members < n && add_member(team, next_block)) continue;
 }
 
 static void regroup(Member *member, int next_block) {
-    if (!is_last_to_come(member->team)) return;
-    resize(member->team, next_block);
-    let_go(member->team);
+    if (arrive(member->team)) {
+        resize(member->team, next_block);
+        let_go(member->team);
+    }
 }
 
 static void run_team(Team *team, Call *call) {
     const int n_all = team->cores->n_all;
     for (int rank = 0; rank < n_all; rank++)
         team->members[rank] = (Member){.call = call, .team = team, .rank = rank};
-    team->n_calls_before = atomic_fetch_add(&team->cores->n_calls, 1);
+    atomic_fetch_add(&team->cores->n_calls, 1);
     atomic_fetch_add(&team->cores->n_inside, 1);
     team->n_members = 1;
-    team->n_wanted = n_all;
     resize(team, 0);
     let_go(team);
     team->work(&team->members[0]);
