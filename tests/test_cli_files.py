@@ -76,6 +76,14 @@ def test_names_that_would_fall_together_keep_their_suffix(tmp_path: Path) -> Non
     assert found == ["a.mp3.txt", "a.wav.txt", "b.txt"]
 
 
+def test_a_namesake_that_was_not_given_counts_too(tmp_path: Path) -> None:
+    """Or the transcript of the one would pass for that of the other."""
+    make(*(tmp_path / name for name in ("a.mp3", "a.wav", "b.wav", ".b.mp3", "b.mp3.txt")))
+    (tmp_path / "b.flac").mkdir()
+    given = [tmp_path / "a.wav", tmp_path / "b.wav"]
+    assert [output.name for output in outputs(given) if output] == ["a.wav.txt", "b.txt"]
+
+
 def test_only_suffixes_of_audio_are_taken_off(tmp_path: Path) -> None:
     make(tmp_path / "2024.05.01", tmp_path / "notes.txt")
     found = outputs([tmp_path / "2024.05.01", tmp_path / "notes.txt"])

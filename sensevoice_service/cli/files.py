@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def _walk(root: Path) -> Iterator[AudioFile]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(folder, name)
-            if name.startswith(".") or path.suffix.lower() not in AUDIO_SUFFIXES:
+            if name.startswith(".") or not _is_audio(path):
                 continue
             if (file := _audio_file(path, path.relative_to(root))) is not None:
                 yield file
@@ -114,14 +114,16 @@ def _audio_file(path: Path, place: Path) -> AudioFile | None:
 def plan(files: Sequence[AudioFile], suffix: str, out: Path | None) -> list[Task]:
     """A task for each file: its transcript goes beside it, or to the same place below ``out``.
 
-    ``talk.mp3`` becomes ``talk.txt``, unless ``talk.wav`` would too: then both keep their suffix,
-    as ``talk.mp3.txt``. Raises ``UsageError`` where two transcripts would still have one name.
+    ``talk.mp3`` becomes ``talk.txt``, unless ``talk.wav`` would too, were it given or not: then
+    both keep their suffix, as ``talk.mp3.txt``. Raises ``UsageError`` where two transcripts would
+    still have one name.
     """
     short = [_output(file, _without_suffix(file.place), suffix, out) for file in files]
     claims = Counter(map(os.path.abspath, short))
+    stems = {folder: _stems(folder) for folder in {file.path.parent for file in files}}
     outputs = [
         output
-        if claims[os.path.abspath(output)] == 1
+        if claims[os.path.abspath(output)] == 1 and not _has_namesake(file, stems)
         else _output(file, file.place.name, suffix, out)
         for file, output in zip(files, short, strict=True)
     ]
@@ -138,8 +140,26 @@ def _output(file: AudioFile, name: str, suffix: str, out: Path | None) -> Path:
     return folder / f"{name}.{suffix}"
 
 
+def _stems(folder: Path) -> Counter[str]:
+    """How many files of a folder have each name, by their suffixes of audio."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [Path(entry.name) for entry in entries if entry.is_file()]
+    except OSError:
+        names = []
+    return Counter(name.stem for name in names if _is_audio(name) and name.name[0] != ".")
+
+
+def _has_namesake(file: AudioFile, stems: Mapping[Path, Counter[str]]) -> bool:
+    return stems[file.path.parent][_without_suffix(file.path)] > _is_audio(file.path)
+
+
+def _is_audio(path: Path) -> bool:
+    return path.suffix.lower() in AUDIO_SUFFIXES
+
+
 def _without_suffix(place: Path) -> str:
-    return place.stem if place.suffix.lower() in AUDIO_SUFFIXES else place.name
+    return place.stem if _is_audio(place) else place.name
 
 
 def write_whole(path: Path, text: str) -> None:
