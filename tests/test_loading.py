@@ -38,7 +38,7 @@ from sensevoice_service.onnx_graph import Int8
 from sensevoice_service.types import Chunk, DecodeOptions, Hypothesis, ModelError
 from tests.echo import ONE_BY_ONE, PATIENT_S
 from tests.models import Model
-from tests.native_fakes import Silent
+from tests.native_fakes import Encoding, Silent
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
@@ -151,9 +151,10 @@ def test_a_native_library_that_hears_something_else_does_not_serve(
         """Stands for the library: of one utterance it hears nothing."""
 
         def sensevoice_encode(self, *arguments: Any) -> int:
-            n_frames = ctypes.cast(arguments[2], ctypes.POINTER(ctypes.c_int32))[0]
+            call = Encoding(*arguments)
+            n_frames = ctypes.cast(call.n_frames, ctypes.POINTER(ctypes.c_int32))[0]
             n_bytes = n_frames * demo.engine.model.config.output_size * 4
-            ctypes.memset(arguments[6], 0, n_bytes)
+            ctypes.memset(call.hidden, 0, n_bytes)
             return 1
 
     monkeypatch.setattr(loading, "load_library", Deaf)

@@ -36,7 +36,7 @@ from tests.engines import (
     some_chunks,
 )
 from tests.models import Model
-from tests.native_fakes import Silent
+from tests.native_fakes import Encoding, Silent
 
 SHARED = Threads(narrow=1, wide=2)
 TARGETS = {"plain": PLAIN, "tiles": TILES}
@@ -172,10 +172,11 @@ class Watched(Silent):
         self.n_calls_before: list[int] = []
 
     def sensevoice_encode(self, *arguments: Any) -> int:
-        self.cores.append(ctypes.addressof(arguments[1]._obj))
-        self.n_rows.append(arguments[4])
-        self.has_followers.append(arguments[5])
-        self.n_calls_before.append(arguments[6].value)
+        call = Encoding(*arguments)
+        self.cores.append(ctypes.addressof(call.cores._obj))
+        self.n_rows.append(call.n_utterances)
+        self.has_followers.append(call.has_followers)
+        self.n_calls_before.append(call.n_calls_before.value)
         return self.result
 
 
