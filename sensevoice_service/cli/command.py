@@ -38,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """Every command is a subparser whose ``run`` takes the parsed options and gives a status."""
-    parser = argparse.ArgumentParser(prog="python -m sensevoice_service", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m sensevoice_service",
+        description="Speech to text, from the folder of the project.",
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     transcribe.add_command(commands)
