@@ -51,8 +51,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command = commands.add_parser(
         "transcribe",
         help="write the text of audio files beside them",
-        description="Write the text of each audio file beside it, or below --out. Files whose"
-        " text is not older than their audio are done already and passed over. In folders, files"
+        description="Write the text of each audio file beside it, or below --out. Where there is a"
+        " file of that name already, it is kept and the audio passed over. In folders, files"
         f" are taken by their names: {' '.join(sorted(AUDIO_SUFFIXES))}.",
         epilog=_EXIT_STATUS,
     )
