@@ -84,6 +84,10 @@ def comes_while(running: list[Answer], is_so: Callable[[], bool]) -> bool:
     return not any(answer.done() for answer in running)
 
 
+def gets_all_cores(call: Answer) -> bool:
+    return comes_while([call], lambda: n_helpers() == ALL_CORES - 1)
+
+
 def is_seen(happens: Callable[[], bool]) -> bool:
     """A busy machine may miss it, but what is seen once has been there."""
     return any(happens() for _ in range(ATTEMPTS))
@@ -94,11 +98,11 @@ def test_a_lone_call_has_all_cores_shares_them_with_a_second_and_has_them_back(
 ) -> None:
     def happens() -> bool:
         first = callers.submit(engine.infer, long)
-        has_all = comes_while([first], lambda: n_helpers() == ALL_CORES - 1)
+        has_all = gets_all_cores(first)
         second = callers.submit(engine.infer, short)
         has_shared = comes_while([first, second], lambda: n_helpers() == 0)
         second.result()
-        has_all_again = comes_while([first], lambda: n_helpers() == ALL_CORES - 1)
+        has_all_again = gets_all_cores(first)
         first.result()
         assert n_helpers() == 0
         return has_all and has_shared and has_all_again
@@ -115,7 +119,7 @@ def test_a_call_that_is_followed_has_its_share_until_the_follower_has_come_and_g
         comes_while([first], lambda: time.process_time() - begun_s > WORKED_S)
         assert n_helpers() == 0
         callers.submit(engine.infer, short).result()
-        has_all = comes_while([first], lambda: n_helpers() == ALL_CORES - 1)
+        has_all = gets_all_cores(first)
         first.result()
         return has_all
 
@@ -139,7 +143,7 @@ def test_a_follower_may_be_the_sooner_through_the_front_end(
         quick.frontend = front_end  # type: ignore[assignment]
         first = callers.submit(quick, [])
         comes_while([first], lambda: bool(follower) and follower[0].done())
-        has_all = comes_while([first], lambda: n_helpers() == ALL_CORES - 1)
+        has_all = gets_all_cores(first)
         first.result()
         return has_all
 

@@ -91,7 +91,7 @@ def _walk(root: Path) -> Iterator[AudioFile]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(folder, name)
-            if name.startswith(".") or not _is_audio(path):
+            if not _is_looked_for(path):
                 continue
             if (file := _audio_file(path, path.relative_to(root))) is not None:
                 yield file
@@ -147,11 +147,16 @@ def _stems(folder: Path) -> Counter[str]:
             names = [Path(entry.name) for entry in entries if entry.is_file()]
     except OSError:
         names = []
-    return Counter(name.stem for name in names if _is_audio(name) and name.name[0] != ".")
+    return Counter(name.stem for name in names if _is_looked_for(name))
 
 
 def _has_namesake(file: AudioFile, stems: Mapping[Path, Counter[str]]) -> bool:
     return stems[file.path.parent][_without_suffix(file.path)] > _is_audio(file.path)
+
+
+def _is_looked_for(path: Path) -> bool:
+    """By its name: in folders, hidden files and others than audio are passed over."""
+    return not path.name.startswith(".") and _is_audio(path)
 
 
 def _is_audio(path: Path) -> bool:
