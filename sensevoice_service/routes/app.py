@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Security
 from fastapi.routing import APIRoute
-from fastapi.security import HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.middleware import Middleware
 
 from sensevoice_service import __version__
@@ -39,9 +39,12 @@ _DESCRIPTION = (
     "Speech to text with SenseVoiceSmall: Mandarin, English, Cantonese, Japanese and Korean,"
     " with the language, the emotion and the sounds that were heard."
 )
-_BEARER = HTTPBearer(
-    auto_error=False, description="One of the service's API keys, where it has any."
-)
+_A_KEY = "One of the service's API keys, where it has any."
+# The guard asks for the key; these tell of it in the documentation.
+_KEY_SCHEMES = [
+    Security(HTTPBearer(auto_error=False, description=_A_KEY)),
+    Security(APIKeyHeader(name="X-API-Key", auto_error=False, description=_A_KEY)),
+]
 
 
 def build_app(services: Services, settings: Settings, lifespan: Lifespan | None = None) -> FastAPI:
@@ -84,8 +87,7 @@ def build_app(services: Services, settings: Settings, lifespan: Lifespan | None 
     app.state.door = Door(services.admission, keys, ledger) if quota is None else None
     install_handlers(app)
     for router in routers:
-        # The guard asks for the key; this tells of it in the documentation.
-        app.include_router(router, dependencies=[Security(_BEARER)] if router in guarded else [])
+        app.include_router(router, dependencies=_KEY_SCHEMES if router in guarded else [])
 
     return app
 
