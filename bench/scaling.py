@@ -40,9 +40,7 @@ SEED, N_PHRASES = 20_300, 32
 MP3_RATE_HZ, MP3_BIT_RATE = 44_100, 64_000
 CLIP_S, CLIP_RATE_HZ, N_CLIPS = 10, 16_000, 8
 MB, MOST_RSS_MB, MOST_SPREAD_PERCENT = 1_000_000, 250.0, 10.0
-# A short file is sent more often: on a shared machine the time of a minute may double from one to
-# the next, and the median of five was a fifth off.
-WARM_UP_MINUTES, LEAST_RUNS, MOST_RUNS, MINUTES_OF_RUNS = 1.0, 3, 25, 60.0
+WARM_UP_MINUTES, LEAST_RUNS, MINUTES_OF_RUNS, RUNS_BETWEEN = 1.0, 3, 60.0, 5
 
 
 @dataclass(frozen=True)
@@ -56,11 +54,16 @@ class Run:
 
 @dataclass(frozen=True)
 class DurationRow:
-    """The median time of a length's runs; the memory of its first, before any longer file."""
+    """The median time of a length's runs; the memory of its first, before any longer file.
+
+    ``relative`` is the median of how many times as long an hour took as in the runs of the shortest
+    length just before and just after.
+    """
 
     minutes: float
     n_runs: int
     wall_per_hour_s: float
+    relative: float
     rss_over_idle_mb: float
 
     @property
@@ -82,6 +85,7 @@ DURATION_COLUMNS = {
     "minutes": "{0.minutes:g}",
     "runs": "{0.n_runs:d}",
     "s per hour of audio": "{0.wall_per_hour_s:.2f}",
+    "beside the shortest": "{0.relative:.3f}",
     "RTFx": "{0.rtfx:.0f}",
     "peak RSS over idle, MB": "{0.rss_over_idle_mb:.0f}",
 }
@@ -170,27 +174,49 @@ def make_clips() -> list[bytes]:
 
 
 def schedule(durations_min: Sequence[float]) -> list[float]:
-    """The order of the runs, those of each length spread over all: the machine's speed drifts."""
+    """The order of the runs: the shortest ones in between all others, for what was measured apart
+    is not to be compared on a machine whose speed drifts."""
+    shortest, *longer = sorted(set(durations_min))
     places = []
-    for minutes in set(durations_min):
-        n_runs = max(LEAST_RUNS, min(MOST_RUNS, round(MINUTES_OF_RUNS / minutes)))
+    for minutes in longer:
+        n_runs = max(LEAST_RUNS, round(MINUTES_OF_RUNS / minutes))
         places += [((turn + 0.5) / n_runs, minutes) for turn in range(n_runs)]
-    return [minutes for _, minutes in sorted(places)]
+    order = [shortest] * RUNS_BETWEEN
+    for _, minutes in sorted(places):
+        order += [minutes, *[shortest] * RUNS_BETWEEN]
+    return order
 
 
 def summarise(runs: Sequence[Run]) -> list[DurationRow]:
-    rows = []
-    for minutes in sorted({run.minutes for run in runs}):
-        alike = [run for run in runs if run.minutes == minutes]
-        wall_per_hour_s = median([run.wall_per_hour_s for run in alike])
-        rows.append(DurationRow(minutes, len(alike), wall_per_hour_s, alike[0].rss_over_idle_mb))
-    return rows
+    """``runs`` as ``schedule`` has them."""
+    of_lengths: dict[float, list[tuple[Run, float]]] = {}
+    for at, run in enumerate(runs):
+        times = run.wall_per_hour_s / _shortest_beside(runs, at)
+        of_lengths.setdefault(run.minutes, []).append((run, times))
+    shortest = min(of_lengths)
+    return [
+        DurationRow(
+            minutes,
+            n_runs=len(found),
+            wall_per_hour_s=median([run.wall_per_hour_s for run, _ in found]),
+            relative=1.0 if minutes == shortest else median([times for _, times in found]),
+            rss_over_idle_mb=found[0][0].rss_over_idle_mb,
+        )
+        for minutes, found in sorted(of_lengths.items())
+    ]
+
+
+def _shortest_beside(runs: Sequence[Run], at: int) -> float:
+    """The median time of an hour in the shortest runs around one."""
+    shortest = min(run.minutes for run in runs)
+    around = runs[max(0, at - RUNS_BETWEEN) : at + RUNS_BETWEEN + 1]
+    return median([run.wall_per_hour_s for run in around if run.minutes == shortest])
 
 
 def spread(rows: Sequence[DurationRow]) -> float:
     """How much longer an hour of audio takes at the slowest length than at the fastest."""
-    times_s = [row.wall_per_hour_s for row in rows]
-    return (max(times_s) - min(times_s)) / min(times_s)
+    times = [row.relative for row in rows]
+    return max(times) / min(times) - 1
 
 
 def summarise_load(load: Load, rss_over_idle_bytes: int) -> LoadRow:

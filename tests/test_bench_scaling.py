@@ -8,7 +8,6 @@ import json
 import os
 import wave
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,44 +39,54 @@ from tests.http_service import PATIENCE_S, house, serving
 from training.evaluate import Condition, Score
 
 
-def row(minutes: float, wall_per_hour_s: float, rss_over_idle_mb: float = 100.0) -> DurationRow:
-    return DurationRow(minutes, 1, wall_per_hour_s, rss_over_idle_mb)
+def row(
+    minutes: float, relative: float, rss_over_idle_mb: float = 100.0, wall_per_hour_s: float = 9.0
+) -> DurationRow:
+    return DurationRow(minutes, 1, wall_per_hour_s, relative, rss_over_idle_mb)
 
 
-def test_the_runs_of_each_length_are_spread_over_all_and_the_shortest_comes_first() -> None:
-    order = schedule([180, 1, 10, 60])
-    assert [order.count(minutes) for minutes in (1, 10, 60, 180)] == [25, 6, 3, 3]
-    assert order[:7] == [1, 1, 10, 1, 1, 60, 180]
-    of_the_longest = [at for at, minutes in enumerate(order) if minutes == 180]
-    between = [order[start:stop].count(1) for start, stop in pairwise(of_the_longest)]
-    assert between == [9, 8]
+def test_the_shortest_runs_are_between_all_others_and_those_are_spread() -> None:
+    order = schedule([60, 180, 1, 10])
+    assert order[:5] == order[-5:] == [1] * 5
+    assert order[5::6] == [10, 60, 180, 10, 10, 60, 180, 10, 10, 60, 180, 10]
+    assert order.count(1) == 13 * 5
 
 
-def test_no_length_is_sent_less_than_three_times_or_twice_for_being_named_twice() -> None:
-    assert schedule([1_000]) == [1_000] * 3
-    assert schedule([60, 60]) == [60] * 3
-    assert schedule([]) == []
+def test_no_length_is_sent_less_than_three_times_or_more_for_being_named_twice() -> None:
+    assert schedule([1, 1_000]).count(1_000) == 3
+    assert schedule([60, 60]) == [60] * 5
 
 
 def test_a_row_has_the_median_time_and_the_memory_of_the_first_run() -> None:
     runs = [Run(1, 9, 50), Run(60, 8, 70), Run(1, 30, 300), Run(1, 7, 20)]
-    assert summarise(runs) == [DurationRow(1, 3, 9, 50), DurationRow(60, 1, 8, 70)]
-    assert summarise(runs)[0].rtfx == 400
+    short, long = summarise(runs)
+    assert (short.minutes, short.n_runs, short.wall_per_hour_s) == (1, 3, 9)
+    assert (short.rss_over_idle_mb, long.rss_over_idle_mb) == (50, 70)
+    assert short.rtfx == 400
+
+
+def test_a_length_is_held_to_the_shortest_runs_beside_it_whatever_the_machine_does() -> None:
+    fast, slow = [Run(1, 10, 0)] * 5, [Run(1, 30, 0)] * 5
+    runs = [*fast, Run(60, 9, 0), *fast, *slow, Run(60, 27, 0), *slow, Run(60, 6, 0), *slow]
+    short, long = summarise(runs)
+    assert short.relative == 1
+    assert long.relative == pytest.approx(0.9)
 
 
 def test_the_spread_is_between_the_slowest_and_the_fastest_length() -> None:
-    assert spread([row(1, 11), row(10, 10), row(60, 12)]) == pytest.approx(0.2)
-    assert spread([row(1, 11)]) == 0
+    rows = [row(1, 1, wall_per_hour_s=50), row(10, 0.8), row(60, 0.9)]
+    assert spread(rows) == pytest.approx(0.25)
+    assert spread([row(1, 1)]) == 0
 
 
 @pytest.mark.parametrize(
-    ("times_s", "rss_mb", "met"),
-    [((10, 11), 250, [True, True]), ((10, 11.1), 249, [False, True]), ((9, 9), 251, [True, False])],
+    ("times", "rss_mb", "met"),
+    [((1, 1.09), 250, [True, True]), ((1, 1.2), 249, [False, True]), ((1, 1), 251, [True, False])],
 )
 def test_goals_are_of_the_spread_and_of_the_longest_file(
-    times_s: tuple[float, float], rss_mb: float, met: list[bool]
+    times: tuple[float, float], rss_mb: float, met: list[bool]
 ) -> None:
-    rows = [row(1, times_s[0], 999), row(180, times_s[1], rss_mb)]
+    rows = [row(1, times[0], 999), row(180, times[1], rss_mb)]
     found = goals(rows)
     assert [goal.met for goal in found] == met
     assert "180 min" in found[1].what
@@ -94,7 +103,7 @@ def test_a_load_is_summed_up_by_its_quantiles() -> None:
 
 
 def test_only_what_was_measured_is_charted() -> None:
-    of_lengths = panels([row(1, 10), row(10, 12)], [])
+    of_lengths = panels([row(1, 1, wall_per_hour_s=10), row(10, 1, wall_per_hour_s=12)], [])
     assert [panel.title for panel in of_lengths] == ["Time", "Memory"]
     assert of_lengths[0].lines == {"time": [(1, 10), (10, 12)]}
     of_loads = panels([], [LoadRow(2, 16, 50.0, 0.1, 0.3, 40.0)])
@@ -161,7 +170,7 @@ def test_tables_have_columns_of_one_width_and_figures_to_the_right() -> None:
 def test_a_report_is_written_with_its_circumstances(tmp_path: Path) -> None:
     report = Report("scaling", {"QUANTIZE": "int8", "MODEL": tmp_path})
     file = tmp_path / "report.json"
-    report.write(file, {"rows": [row(1, 10)]}, [Goal("RSS", 300, 250)])
+    report.write(file, {"rows": [row(1, 1, wall_per_hour_s=10)]}, [Goal("RSS", 300, 250)])
     body = json.loads(file.read_text(encoding="utf-8"))
     assert body["settings"] == {"QUANTIZE": "int8", "MODEL": str(tmp_path)}
     assert body["results"]["rows"][0]["wall_per_hour_s"] == 10
