@@ -79,7 +79,8 @@ def send_fork(control: socket.socket, conversation: socket.socket) -> None:
 
 
 def send_kill(control: socket.socket, pid: int) -> None:
-    _send_all(control, _ORDER.pack(Order.KILL, pid))
+    """At once or not at all, whatever another thread waits for. Raises ``OSError``."""
+    control.send(_ORDER.pack(Order.KILL, pid), socket.MSG_DONTWAIT)
 
 
 def receive_order(control: socket.socket) -> tuple[Order, int, int]:
@@ -123,7 +124,8 @@ def send_block(conversation: socket.socket, block: Block, at_byte: int) -> None:
 
 
 def block_of(payload: bytearray, start_sample: int) -> tuple[Block, int]:
-    """A block, and how far the file has been read. Raises ``PeerGone`` where they are neither.
+    """A block, and how far the file has been read. Raises ``PeerGone`` where they are neither, and
+    where nothing is in it: such blocks could go on for ever.
 
     Where the block starts is known by those before it: a decoder is not asked for it.
     """
@@ -132,6 +134,8 @@ def block_of(payload: bytearray, start_sample: int) -> tuple[Block, int]:
         at_byte, declared_samples = _PLACE.unpack_from(payload)
     except (ValueError, struct.error):
         raise PeerGone from None
+    if not len(samples):
+        raise PeerGone
     block = Block(samples.astype(np.float32, copy=False), start_sample, declared_samples)
     return block, at_byte
 
@@ -184,10 +188,15 @@ def _send_all(channel: socket.socket, data: bytes) -> None:
 
 
 def _receive_exactly(channel: socket.socket, n_bytes: int, deadline_s: float) -> bytearray:
+    """What is there already is taken even behind the deadline, within a millisecond."""
     data = bytearray(n_bytes)
     rest = memoryview(data)
+    deadline_s = max(deadline_s, time.monotonic() + 0.001)
     while len(rest):
-        channel.settimeout(max(0.001, deadline_s - time.monotonic()))
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        channel.settimeout(left_s)
         try:
             n_read = channel.recv_into(rest)
         except ConnectionError:

@@ -1,8 +1,8 @@
 """Decodes uploads in processes of their own, with bounded memory and time.
 
 A host process, free of the model and of secrets, forks a decoder for each file that is in hand at
-the same time; one that did its file well takes the next. What a hostile file does to its decoder,
-it does to no other file.
+the same time; one that did its file well takes the next. A file that breaks its decoder, hangs it
+or fills its memory does that to no other; one that took it over unseen would have the next as well.
 """
 
 from __future__ import annotations
@@ -71,14 +71,15 @@ class DecoderProcesses:
 
     def __init__(self, limits: DecoderLimits) -> None:
         self._limits = limits
-        self._lock = threading.Lock()  # guards all that follows
+        self._talk = threading.Lock()  # with the host, which may take long to answer
+        self._lock = threading.Lock()  # guards all that follows, never for long
         self._host: _Host | None = None
         self._idle: list[_Decoder] = []
         self._is_stopped = False
 
     def start(self) -> None:
         """Start the host without waiting for it."""
-        with self._lock:
+        with self._talk:
             self._running_host()
 
     def stop(self) -> None:
@@ -90,7 +91,9 @@ class DecoderProcesses:
         for decoder in idle:
             decoder.close()
         if host is not None:
-            host.end()
+            host.hang_up()  # who waits for its answer gives up
+            with self._talk:
+                host.end()
 
     def decode(self, upload: Upload, limits: AudioLimits) -> Generator[Block, None, None]:
         """Raises what ``audio.decode`` does, and ``TimedOut``, ``Overloaded`` and ``NotReady``.
@@ -110,6 +113,7 @@ class DecoderProcesses:
         self, decoder: _Decoder, upload: Upload, limits: AudioLimits
     ) -> Generator[Block, None, None]:
         n_samples = 0
+        most_samples = (limits.max_audio_s + limits.block_s) * SAMPLE_RATE_HZ
         waited_s = 0.0
         try:
             decoder.begin(upload.file, limits)
@@ -122,6 +126,8 @@ class DecoderProcesses:
                     return
                 waited_s += time.monotonic() - began_s
                 block, at_byte = found
+                if n_samples + len(block.samples) > most_samples:
+                    raise PeerGone  # it is no decoder any more: that would have refused the file
                 upload.file.seek(min(at_byte, upload.size_bytes))  # as if it had been read here
                 yield block
                 n_samples += len(block.samples)
@@ -141,13 +147,12 @@ class DecoderProcesses:
         return CorruptAudio("the file cannot be decoded: it makes the decoder fail")
 
     def _take(self) -> _Decoder:
-        with self._lock:
-            while self._idle:
-                decoder = self._idle.pop()
-                # One whose host has just ended is about to end too.
-                if decoder.host.is_running() and not wire.is_gone(decoder.conversation):
-                    return decoder
-                decoder.close()
+        while (decoder := self._idle_one()) is not None:
+            # One whose host has just ended is about to end too.
+            if decoder.host.is_running() and not wire.is_gone(decoder.conversation):
+                return decoder
+            decoder.close()
+        with self._talk:
             for _ in range(2):
                 host = self._running_host()
                 try:
@@ -157,14 +162,19 @@ class DecoderProcesses:
                     host.end()
         raise DecoderFault("the host of the decoders does not answer")
 
+    def _idle_one(self) -> _Decoder | None:
+        with self._lock:
+            return self._idle.pop() if self._idle else None
+
     def _running_host(self) -> _Host:
-        if self._is_stopped:
-            raise NotReady("the service is stopping")
-        if self._host is None or not self._host.is_running():
-            if self._host is not None:
-                self._host.end()
-            self._host = _Host(self._limits.memory_bytes)
-        return self._host
+        with self._lock:
+            if self._is_stopped:
+                raise NotReady("the service is stopping")
+            if self._host is None or not self._host.is_running():
+                if self._host is not None:
+                    self._host.end()
+                self._host = _Host(self._limits.memory_bytes)
+            return self._host
 
     def _give(self, decoder: _Decoder, is_good: bool) -> None:
         """Keep a decoder for the next file, or end it. One that met a bad file is not kept."""
@@ -175,12 +185,11 @@ class DecoderProcesses:
                 return
         decoder.close()
         if not is_good:
-            with self._lock:
-                decoder.host.kill(decoder.pid)
+            decoder.host.kill(decoder.pid)
 
 
 class _Host:
-    """The process that forks decoders. Not thread-safe."""
+    """The process that forks decoders. One thread at a time may ``fork`` or ``end``."""
 
     def __init__(self, memory_bytes: int) -> None:
         self._control, theirs = socket.socketpair()
@@ -212,9 +221,17 @@ class _Host:
         return _Decoder(self, pid, ours)
 
     def kill(self, pid: int) -> None:
-        """Its own parent does it, so that the number cannot have gone to another process."""
-        with suppress(PeerGone, OSError):
+        """Its own parent does it, so that the number cannot have gone to another process.
+
+        Any thread may ask for it, and does not wait.
+        """
+        with suppress(OSError):
             wire.send_kill(self._control, pid)
+
+    def hang_up(self) -> None:
+        """It ends, and who waits for its answer hears of that. Any thread may do it."""
+        with suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> None:
         self._control.close()

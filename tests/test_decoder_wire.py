@@ -4,6 +4,8 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -55,7 +57,7 @@ def test_a_refusal_that_is_none_is_the_end_of_the_decoder(payload: bytes) -> Non
         wire.refusal_of(bytearray(payload))
 
 
-@pytest.mark.parametrize("payload", [b"", b"1234567", b"1234567812345678abc"])
+@pytest.mark.parametrize("payload", [b"", b"1234567", b"1234567812345678abc", bytes(16)])
 def test_a_block_that_is_none_is_the_end_of_the_decoder(payload: bytes) -> None:
     with pytest.raises(PeerGone):
         wire.block_of(bytearray(payload), 0)
@@ -75,6 +77,21 @@ def test_what_is_no_message_is_the_end_of_the_decoder(pair: Pair, data: bytes) -
 def test_silence_is_waited_for_until_the_deadline_alone(pair: Pair) -> None:
     with pytest.raises(TimeoutError):
         wire.receive_message(pair[0], time.monotonic() - 1)
+
+
+def test_drops_do_not_put_the_deadline_off(pair: Pair) -> None:
+    ours, theirs = pair
+    theirs.sendall(struct.pack("<BI", Kind.BLOCK, wire.MAX_PAYLOAD_BYTES))
+
+    def drip() -> None:
+        with suppress(ConnectionError):
+            while True:
+                theirs.sendall(b"x")
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(drip)
+        with ours, pytest.raises(TimeoutError):
+            wire.receive_message(ours, time.monotonic() + 0.05)
 
 
 def test_a_service_that_hangs_up_with_something_unread_is_gone(pair: Pair) -> None:

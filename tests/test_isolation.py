@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ import pytest
 
 from sensevoice_service import decoder_wire, isolation
 from sensevoice_service.audio import AudioLimits, decode
+from sensevoice_service.decoder_wire import Job
 from sensevoice_service.isolation import DecoderFault, DecoderLimits, DecoderProcesses
 from sensevoice_service.types import (
     SAMPLE_RATE_HZ,
@@ -277,6 +280,51 @@ def test_a_host_that_died_is_started_again(decoders: DecoderProcesses) -> None:
         list(blocks)
     assert len(samples_of(decoders, SHORT)) == len(SHORT[44:]) // 2
     assert hosts() != [host]
+
+
+def test_nobody_else_waits_for_a_host_that_hangs(decoders: DecoderProcesses) -> None:
+    with (
+        ThreadPoolExecutor(1) as pool,
+        closing(decoders.decode(upload(LONG), NO_LIMIT)) as given_up,
+    ):
+        next(given_up)
+        (host,) = hosts()
+        host.suspend()
+        waiting = pool.submit(samples_of, decoders, SHORT)
+        until(decoders._talk.locked)
+        given_up.close()
+        assert not waiting.done()
+        host.resume()
+        assert len(waiting.result()) == len(SHORT[44:]) // 2
+        until(lambda: len(workers()) == 1)
+
+
+def test_a_stop_does_not_wait_for_the_answer_of_a_host_that_hangs(
+    decoders: DecoderProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolation, "STOP_PATIENCE_S", 0.1)
+    decoders.start()
+    (host,) = hosts()
+    host.suspend()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(samples_of, decoders, SHORT)
+        until(decoders._talk.locked)
+        decoders.stop()
+        assert isinstance(waiting.exception(), NotReady)
+    until(lambda: not is_alive(host))
+
+
+def test_a_decoder_that_gives_more_than_it_may_is_none_any_more(
+    decoders: DecoderProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_job = decoder_wire.send_job
+
+    def ask_for_all(conversation: socket.socket, job: Job) -> None:
+        send_job(conversation, replace(job, max_audio_s=36_000))
+
+    monkeypatch.setattr(decoder_wire, "send_job", ask_for_all)
+    assert type(refusal(decoders, LONG, AudioLimits(max_audio_s=10))) is CorruptAudio
+    until(lambda: not workers())
 
 
 def test_stopping_ends_all_processes_and_the_files_in_hand(decoders: DecoderProcesses) -> None:
