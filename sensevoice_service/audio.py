@@ -108,6 +108,8 @@ def _open(upload: Upload, container: Container) -> InputContainer:
             metadata_errors="ignore",
             io_open=_refuse_file,
         )
+    except MemoryError:  # FFmpeg's own is a kind of it, and no fault of the header
+        raise
     except av.FFmpegError as error:
         raise CorruptAudio("the header of the file is damaged or cut off") from error
 
@@ -194,6 +196,8 @@ def _frames(
                 n_samples += frame.samples
                 yield frame
         yield from stream.decode(None)
+    except MemoryError:
+        raise
     except av.FFmpegError as error:
         raise CorruptAudio("the audio data is damaged or cut off") from error
     if n_samples < container.n_samples:

@@ -27,14 +27,13 @@ _log = logging.getLogger(__name__)
 class Completion:
     """A hypothesis and what it took.
 
-    ``infer_s`` runs from the end of ``queue_s`` to the end of the batch, and so includes the failed
-    tries of a batch that was split; ``batch_size`` is that of the call that gave the hypothesis.
+    ``infer_s`` is an even share of its batch's time, which runs from the end of ``queue_s`` to the
+    end of the batch, and so includes the failed tries of one that was split.
     """
 
     hypothesis: Hypothesis
     queue_s: float
     infer_s: float
-    batch_size: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +139,7 @@ def _forget_locals(error: BaseException) -> None:
             errors += [found.__cause__, found.__context__]
 
 
-def deliver(call: Call, started_s: float, ended_s: float) -> None:
+def deliver(call: Call, batch: Batch, ended_s: float) -> None:
     """Give the jobs of a call their outcome: a ``Completion`` or ``InferenceFailed``."""
     if call.error is not None:
         _log.error("no hypothesis for %d chunks", len(call.jobs), exc_info=call.error)
@@ -153,9 +152,9 @@ def deliver(call: Call, started_s: float, ended_s: float) -> None:
             failure.__cause__ = call.error
             settle(job, failure)
         return
+    infer_s = (ended_s - batch.started_s) / len(batch.jobs)
     for job, hypothesis in zip(call.jobs, call.hypotheses, strict=True):
-        queue_s, infer_s = started_s - job.submitted_s, ended_s - started_s
-        settle(job, Completion(hypothesis, queue_s, infer_s, len(call.jobs)))
+        settle(job, Completion(hypothesis, batch.started_s - job.submitted_s, infer_s))
 
 
 def settle(job: Job, outcome: Completion | Exception) -> None:

@@ -201,7 +201,7 @@ class Batcher:
         self._note(batch, calls, ended_s)
         for call in calls:
             if not call.retried:
-                deliver(call, batch.started_s, ended_s)
+                deliver(call, batch, ended_s)
         return True
 
     def _take(self) -> Batch | None:

@@ -227,7 +227,7 @@ def _usable(search: _Search, paths: list[Path], name: str) -> tuple[ModelFolder 
     """The first whole folder, and whether one before it was damaged rather than unfinished."""
     damaged = False
     for path in paths:
-        if not path.is_dir() or not locate(path)[0].all_there():
+        if not os.path.isdir(path) or not locate(path)[0].all_there():
             continue
         try:
             return _checked(search, path, name, "cache"), damaged

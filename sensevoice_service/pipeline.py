@@ -175,7 +175,7 @@ class _Draft:
         self._unmerged.append(one.result)
         completion = one.completion
         self._queue_s = max(self._queue_s, completion.queue_s)
-        self._infer_s += completion.infer_s / completion.batch_size
+        self._infer_s += completion.infer_s
 
     async def _in_pool(self, step: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, step)

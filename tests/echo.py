@@ -50,7 +50,7 @@ def recognise(chunks: Sequence[Chunk]) -> list[Hypothesis]:
 
 
 def completion(chunk: Chunk) -> Completion:
-    return Completion(hear(chunk), queue_s=0.25, infer_s=0.5, batch_size=2)
+    return Completion(hear(chunk), queue_s=0.25, infer_s=0.5)
 
 
 def words(n_chunks: int) -> str:

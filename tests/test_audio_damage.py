@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import io
 import select
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -286,3 +288,12 @@ def test_a_disk_that_fails_is_no_fault_of_the_file() -> None:
     source = Upload(Failing(wav(pcm16(voice(3.0)))), "speech", 0)
     with pytest.raises(OSError, match="disk"):
         list(decode(source, NO_LIMIT))
+
+
+def test_a_lack_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_memory(*_: object, **__: object) -> None:
+        raise av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(av, "open", without_memory)
+    with pytest.raises(MemoryError):
+        decoded(wav(pcm16(voice(0.1))))

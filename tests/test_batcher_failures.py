@@ -47,16 +47,19 @@ def test_one_poisoned_chunk_fails_alone(make_batcher: MakeBatcher) -> None:
 
 
 def test_memory_that_suffices_for_half_a_batch_is_made_do(make_batcher: MakeBatcher) -> None:
+    clock = FakeClock()
+
     def small(chunks: Sequence[Chunk]) -> list[Hypothesis]:
+        clock.now_s += 1
         if len(chunks) > 4:
             raise MemoryError
         return echo(chunks)
 
-    batcher = make_batcher(small, start=False)
+    batcher = make_batcher(small, clock=clock, start=False)
     futures = [batcher.submit(chunk(i)) for i in range(13)]
     batcher.start()
     assert [heard(f) for f in futures] == list(range(13))
-    assert max(f.result().batch_size for f in futures) <= 4
+    assert sum(f.result().infer_s for f in futures) == pytest.approx(clock.now_s)
     stats = batcher.stats()
     assert (stats.out_of_memory > 0, stats.failed_batches) == (True, 0)
 

@@ -40,7 +40,7 @@ def test_a_completion_tells_how_long_it_queued_and_ran(make_batcher: MakeBatcher
     clock.now_s += 1
     batcher.start()
     assert (early.result(PATIENT_S).queue_s, late.result(PATIENT_S).queue_s) == (3, 1)
-    assert early.result().infer_s == late.result().infer_s == 5
+    assert early.result().infer_s == late.result().infer_s == 2.5
     stats = batcher.stats()
     assert (stats.queue_mean_s, stats.queue_max_s, stats.infer_s) == (2, 3, 5)
 

@@ -52,6 +52,11 @@ def test_json_is_the_file_of_the_api_s_answer_and_its_model() -> None:
     assert body.endswith("}\n")
 
 
+def test_a_name_that_is_no_utf_8_is_shown_as_far_as_it_is() -> None:
+    body = render(HEARD, "caf\udce9.wav", "json")
+    assert json.loads(body.encode())["key"] == "caf?.wav"
+
+
 @pytest.mark.parametrize("form", ["srt", "vtt"])
 def test_subtitles_have_the_words_and_lie_within_the_segments(form: str) -> None:
     body = render(HEARD, "a.wav", form)

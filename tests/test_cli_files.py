@@ -125,3 +125,9 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_whole(path, "half a pair: \ud800")
     assert path.read_text("utf-8") == "早上好\n"
     assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_a_name_of_the_greatest_length_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 251 + ".txt")
+    write_whole(path, "text")
+    assert path.read_text("utf-8") == "text"

@@ -22,6 +22,7 @@ from sensevoice_service.types import (
     ModelError,
     Overloaded,
     Segment,
+    TimedOut,
     Transcript,
     Word,
 )
@@ -156,6 +157,18 @@ def test_a_service_that_stays_busy_is_given_up(tmp_path: Path) -> None:
     ):
         hear(audio(tmp_path, b"later"))
     assert waits.waits_s == [60.0, 60.0]
+
+
+def test_a_file_that_takes_too_long_is_not_sent_again(tmp_path: Path) -> None:
+    parts = house()
+    parts.pipeline.errors[b"slow"] = TimedOut("decoding the file takes too long")
+    waits = Waits()
+    with (
+        recogniser(parts.app(), waits) as hear,
+        pytest.raises(FileFailed, match=r"^decoding the file takes too long$"),
+    ):
+        hear(audio(tmp_path, b"slow"))
+    assert waits.waits_s == []
 
 
 @pytest.mark.parametrize("advice", ["", "soon", "Fri, 31 Dec 2027 23:59:59 GMT"])

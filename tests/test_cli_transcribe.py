@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -230,6 +231,15 @@ def test_ctrl_c_does_not_wait_for_the_service(words: Path, url: str, parts: Hous
     assert status == 130
     assert "interrupted: 2 transcribed, 1 not finished" in said
     assert sorted(path.name for path in words.glob("*.txt")) == ["a.txt", "c.txt"]
+
+
+def test_what_an_output_has_no_letters_for_fails_its_file(
+    words: Path, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (words / "a.wav").write_text("早上好")
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    assert main(["transcribe", str(words / "a.wav"), "--server", url, "--out", "-"]) == 1
+    assert "a.wav: its text cannot be written" in capsys.readouterr().err
 
 
 def test_a_transcript_that_cannot_be_written_fails_its_file_alone(

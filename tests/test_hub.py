@@ -133,6 +133,11 @@ def test_every_layout_of_modelscopes_cache_is_looked_at(
     assert list(cached_snapshots("ms", "iic/SenseVoice.Small")) == [tmp_path / layout]
 
 
+def test_a_cache_that_cannot_be_read_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELSCOPE_CACHE", "/" + "long" * 100)  # root may read all but this
+    assert list(cached_snapshots("ms", "a/b")) == []
+
+
 def test_modelscopes_default_revision_comes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

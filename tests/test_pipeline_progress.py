@@ -74,7 +74,7 @@ class RandomQueue:
         frames = np.flatnonzero(self._rng.random(n_frames) < density).astype(np.int32)
         ids = self._rng.choice(self._ids, len(frames)).astype(np.int32)
         future: Future[Completion] = Future()
-        future.set_result(Completion(Hypothesis(ids, frames, frames, ()), 0.0, 0.0, 1))
+        future.set_result(Completion(Hypothesis(ids, frames, frames, ()), 0.0, 0.0))
         return future
 
 

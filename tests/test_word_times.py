@@ -69,7 +69,7 @@ class SteadyQueue:
     def submit(self, chunk: Chunk) -> Future[Completion]:
         (hypothesis,) = self._model.engine([chunk]) if chunk.samples.any() else (NOTHING,)
         future: Future[Completion] = Future()
-        future.set_result(Completion(hypothesis, queue_s=0, infer_s=0, batch_size=1))
+        future.set_result(Completion(hypothesis, queue_s=0, infer_s=0))
         return future
 
 

@@ -23,9 +23,10 @@ class Heard:
 
 
 def render(heard: Heard, name: str, form: str) -> str:
-    """One of ``FORMATS``, ending with a line break."""
+    """One of ``FORMATS``, ending with a line break; of a name that is no UTF-8, what is."""
     transcript = heard.transcript
     if form == "json":
-        body = {**file_body(FileOutcome(name, transcript)), "model": heard.model}
+        key = name.encode("utf-8", "replace").decode()
+        body = {**file_body(FileOutcome(key, transcript)), "model": heard.model}
         return json.dumps(body, ensure_ascii=False, indent=2) + "\n"
     return plain_body(transcript, form, heard.rules)

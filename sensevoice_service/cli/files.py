@@ -170,7 +170,7 @@ def _without_suffix(place: Path) -> str:
 def write_whole(path: Path, text: str) -> None:
     """All of the text is there under this name, or nothing new is. Raises ``OSError``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    unfinished = path.with_name(f".{os.getpid()}.part")  # short: the name itself may just fit
     try:
         unfinished.write_text(text, encoding="utf-8")
         os.replace(unfinished, path)

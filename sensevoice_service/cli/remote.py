@@ -17,7 +17,14 @@ from sensevoice_service.cli.bodies import Heard
 from sensevoice_service.cli.files import UsageError
 from sensevoice_service.cli.form import Form
 from sensevoice_service.cli.jobs import FileFailed
-from sensevoice_service.types import DecodeOptions, ModelError, Segment, Transcript, Word
+from sensevoice_service.types import (
+    DecodeOptions,
+    ModelError,
+    Segment,
+    TimedOut,
+    Transcript,
+    Word,
+)
 
 N_JOBS = 8
 CONNECT_TIMEOUT_S = 10.0
@@ -25,6 +32,7 @@ CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 3600.0
 # What services and the proxies before them say when a later try may do better.
 BUSY = {429, 502, 503, 504}
+TIMED_OUT = TimedOut.code  # the file itself took too long, and would again
 
 
 @dataclass(frozen=True)
@@ -182,7 +190,7 @@ class RemoteRecogniser:
     def _ask(self, path: Path) -> Heard:
         with path.open("rb") as file:
             answer = self._server.post("/transcribe", Form(file, path.name, self._fields))
-        if answer.status in BUSY:
+        if answer.status in BUSY and _error(answer).get("code") != TIMED_OUT:
             raise TryLater(_reason(answer), answer.retry_after_s)
         if answer.status != 200:
             raise FileFailed(_reason(answer))
@@ -193,10 +201,15 @@ class RemoteRecogniser:
 
 
 def _reason(answer: Answer) -> str:
+    message = _error(answer).get("message")
+    return str(message or f"the server answers with HTTP status {answer.status}")
+
+
+def _error(answer: Answer) -> dict[str, Any]:
+    """Empty where the answer is none of the service's."""
     body = answer.json()
     error = body.get("error") if isinstance(body, dict) else None
-    message = error.get("message") if isinstance(error, dict) else None
-    return str(message or f"the server answers with HTTP status {answer.status}")
+    return error if isinstance(error, dict) else {}
 
 
 def _heard(body: Any) -> Heard:

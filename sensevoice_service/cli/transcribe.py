@@ -188,7 +188,7 @@ def _conclude(outcome: Outcome, progress: Progress, form: str) -> None:
             print(text, end="", flush=True)
         else:
             write_whole(task.output, text)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         progress.failed(task, f"its text cannot be written: {error}")
         return
     progress.done(task, result.transcript.duration_s)

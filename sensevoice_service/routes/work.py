@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sensevoice_service.admission import Admission, Place
 from sensevoice_service.logs import FIELDS
@@ -53,7 +53,10 @@ async def transcribe_files(
     trace: RequestTrace,
     on_progress: OnFileProgress | None = None,
 ) -> list[PipelineResult | ServiceError]:
-    """All files at once; what one of them raises is its own result. Cancels all or none."""
+    """All files at once; what one of them raises is its own result.
+
+    When cancelled, ends once none of them is read any more.
+    """
     began_s = time.perf_counter()
     work = [
         _transcribe_file(
@@ -65,13 +68,22 @@ async def transcribe_files(
         )
         for index, file in enumerate(files)
     ]
-    results = await asyncio.gather(*work) if len(work) > 1 else [await work[0]]
+    results = await _all(work) if len(work) > 1 else [await work[0]]
     trace.process_s = time.perf_counter() - began_s
     if done := [result for result in results if not isinstance(result, ServiceError)]:
         _note(done, trace)
     if len(done) < len(results):
         trace.outcome = "partial"
-    return list(results)
+    return results
+
+
+async def _all(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Left to itself, ``gather`` ends with the first that is cancelled, while others go on."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for result in results:
+        if isinstance(result, asyncio.CancelledError):
+            raise result
+    return cast("list[T]", results)
 
 
 def _note(done: Sequence[PipelineResult], trace: RequestTrace) -> None:
