@@ -1,9 +1,10 @@
 """Upload → blocks: decode any audio to mono float32 at 16 kHz, a second at a time.
 
-libav demuxes and decodes, soxr resamples; the waveform is never whole in memory. Timestamps of the
-container are ignored: a gap in them adds no samples and an overlap removes none. What libav
-trims by default is trimmed (the delay of MP3, Opus and AAC encoders where the file tells it); AAC
-may keep up to one frame of the encoder's padding at its end.
+libav demuxes and decodes, soxr resamples; the waveform is never whole in memory. Where the
+container has timestamps of its own (MP4, MOV, Matroska, WebM), a track that begins later than its
+file and a gap are silence, so that times are those of a player; an overlap removes nothing. What
+libav trims by default is trimmed (the delay of MP3, Opus and AAC encoders where the file tells it);
+AAC may keep up to one frame of the encoder's padding at its end.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from av.stream import Discard
 
 from sensevoice_service.containers import Container, inspect
 from sensevoice_service.mixer import mono_16k
+from sensevoice_service.timeline import TIMED_DEMUXERS, Gap, on_the_clock
 from sensevoice_service.types import (
     DECLARED_SLACK_S,
     SAMPLE_RATE_HZ,
@@ -78,7 +80,8 @@ def decode(upload: Upload, limits: AudioLimits) -> Generator[Block, None, None]:
         declared_s = _declared_s(container, media, stream)
         _refuse_longer(declared_s, limits)
         declared_samples = round(declared_s * SAMPLE_RATE_HZ)
-        for samples in mono_16k(_frames(media, stream, container), limits.block_s):
+        frames = _timed_frames(media, stream, container)
+        for samples in mono_16k(frames, limits.block_s):
             if n_samples + len(samples) > max_samples:
                 raise AudioTooLong(f"the audio is longer than {limits.max_audio_s:g} s")
             yield Block(samples, n_samples, declared_samples)
@@ -173,6 +176,16 @@ def _refuse_longer(declared_s: float, limits: AudioLimits) -> None:
         raise AudioTooLong(
             f"the audio is {declared_s:.0f} s long, more than {limits.max_audio_s:g} s"
         )
+
+
+def _timed_frames(
+    media: InputContainer, stream: AudioStream, container: Container
+) -> Iterator[AudioFrame | Gap]:
+    """The clock starts with the first track: part of a live stream has none at 0."""
+    frames = _frames(media, stream, container)
+    if container.demuxer not in TIMED_DEMUXERS or media.start_time is None:
+        return frames
+    return on_the_clock(frames, start_s=media.start_time / av.time_base)
 
 
 def _frames(

@@ -11,6 +11,7 @@ from av.audio.frame import AudioFrame
 from av.filter import Graph
 from numpy.typing import NDArray
 
+from sensevoice_service.timeline import Gap
 from sensevoice_service.types import SAMPLE_RATE_HZ, CorruptAudio
 
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 655_350  # the highest that FLAC can name
@@ -21,24 +22,38 @@ MAX_MIXERS = 100
 QUALITY = "HQ"
 
 
-def mono_16k(frames: Iterator[AudioFrame], block_s: float) -> Iterator[NDArray[np.float32]]:
+def mono_16k(frames: Iterator[AudioFrame | Gap], block_s: float) -> Iterator[NDArray[np.float32]]:
     """Blocks of about ``block_s``; where rate, channels or sample format change, a new mixer.
 
-    Raises ``CorruptAudio`` where they are out of range or change without end.
+    A gap is silence. Raises ``CorruptAudio`` where they are out of range or change without end.
     """
     mixer: Mixer | None = None
-    n_mixers = 0
+    n_changes = 0
     for frame in frames:
-        if mixer is None or not mixer.takes(frame):
+        if isinstance(frame, Gap):
             if mixer is not None:
                 yield from mixer.flush()
-            mixer = Mixer(frame, block_s)
-            n_mixers += 1
-            if n_mixers > MAX_MIXERS:
+                mixer = None
+            yield from _silence(frame.duration_s, block_s)
+            continue
+        if mixer is not None and not mixer.takes(frame):
+            yield from mixer.flush()
+            mixer = None
+            n_changes += 1
+            if n_changes == MAX_MIXERS:
                 raise CorruptAudio("the audio changes its rate or channels too often")
+        mixer = mixer or Mixer(frame, block_s)
         yield from mixer.push(frame)
     if mixer is not None:
         yield from mixer.flush()
+
+
+def _silence(duration_s: float, block_s: float) -> Iterator[NDArray[np.float32]]:
+    n_left = round(duration_s * SAMPLE_RATE_HZ)
+    block_samples = max(1, round(block_s * SAMPLE_RATE_HZ))
+    while n_left > 0:
+        yield np.zeros(min(n_left, block_samples), np.float32)
+        n_left -= block_samples
 
 
 class Mixer:

@@ -97,7 +97,17 @@ RULES = {
     ),
     "audio and batching know no model": (
         ours(
-            *("audio", "containers", "mixer", "mpeg", "ogg", "window", "batcher", "batch_call"),
+            *(
+                "audio",
+                "containers",
+                "mixer",
+                "timeline",
+                "mpeg",
+                "ogg",
+                "window",
+                "batcher",
+                "batch_call",
+            ),
             *("isolation", "decoder_host", "decoder_wire", "descriptors", "plain_wav"),
         ),
         WEB | MODEL | HUBS | EVENT_LOOP | {"config"},
@@ -105,7 +115,7 @@ RULES = {
     "only the decoder and what is around it knows libav": (
         set(MODULES)
         - ENTRANCES
-        - set(ours("audio", "mixer", "pipeline", "service", "decoder_host")),
+        - set(ours("audio", "mixer", "timeline", "pipeline", "service", "decoder_host")),
         AUDIO,
     ),
     "admission, memory and the pipeline know no model": (
