@@ -152,6 +152,34 @@ def test_a_request_of_http_1_0_needs_no_host() -> None:
     assert status_of(b"GET / HTTP/1.0\r\n\r\n") == 200
 
 
+def test_a_request_that_is_none_is_told_so_in_the_shape_of_all_errors() -> None:
+    with serving(echo) as port:
+        _, answer = raw(port, b"GET / HTTP/1.1\r\n\r\n")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    error = json.loads(body)["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "malformed_body")
+    lines = head.lower().split(b"\r\n")
+    assert f"x-request-id: {error['request_id']}".encode() in lines
+    assert b"content-length: %d" % len(body) in lines
+    assert {b"connection: close", b"x-content-type-options: nosniff"} <= set(lines)
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+def test_to_http_1_0_a_body_of_unknown_length_is_sent_as_it_is(method: bytes) -> None:
+    async def tell(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for piece in (b"one", b"", b"two"):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body"})
+
+    with serving(tell) as port:
+        _, answer = raw(port, method + b" / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert body == (b"onetwo" if method == b"GET" else b"")
+    assert b"transfer-encoding" not in head.lower()
+    assert b"connection: close" in head.lower()
+
+
 @pytest.mark.parametrize(
     "flood",
     [

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from sensevoice_service.routes.errors import not_http
 from sensevoice_service.routes.headers import header_of
 from sensevoice_service.routes.middleware import LONGEST_DRAIN_S
 
@@ -156,10 +157,9 @@ class Connection(HttpToolsProtocol):
         """
         cycle = self.cycle
         has_refused = self._unread_bytes is not None
-        if has_refused or (self._is_answering() and cycle.response_started):
-            self.transport.close()
-        else:
-            super().send_400_response(msg)
+        if not has_refused and not (self._is_answering() and cycle.response_started):
+            self._write(not_http())
+        self.transport.close()
         if self._is_answering():
             cycle.disconnected = True
             cycle.message_event.set()
@@ -167,7 +167,8 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         refusal = self.turn_away(cycle.scope)
         if refusal is None:
-            super()._start_asgi_task(cycle, app)
+            is_old = cycle.scope["http_version"] == "1.0"
+            super()._start_asgi_task(cycle, _without_chunks(app, cycle) if is_old else app)
         else:
             self._refuse(cycle, refusal)
 
@@ -176,10 +177,7 @@ class Connection(HttpToolsProtocol):
 
         If a connection is closed with unread data in it, the client's system drops the answer.
         """
-        headers = [*self.server_state.default_headers, *refusal.raw_headers, CLOSE]
-        lines = [b"%b: %b\r\n" % header for header in dict.fromkeys(headers)]
-        head = [STATUS_LINE[refusal.status_code], *lines, b"\r\n"]
-        self.transport.write(b"".join([*head, refusal.body]))
+        self._write(refusal)
         cycle.response_started = cycle.response_complete = True
         self.server_state.total_requests += 1
         self._unread_bytes = 0 if cycle.waiting_for_100_continue else _length_of(cycle.scope)
@@ -187,6 +185,13 @@ class Connection(HttpToolsProtocol):
         self._deadline = self.loop.call_later(LONGEST_DRAIN_S, self.transport.abort)
         self._throw_away(len(cycle.body))
         self.after_refusal(self.loop)
+
+    def _write(self, response: Response) -> None:
+        """The last one of a connection."""
+        headers = [*self.server_state.default_headers, *response.raw_headers, CLOSE]
+        lines = [b"%b: %b\r\n" % header for header in dict.fromkeys(headers)]
+        head = [STATUS_LINE[response.status_code], *lines, b"\r\n"]
+        self.transport.write(b"".join([*head, response.body]))
 
     def _throw_away(self, n_bytes: int) -> None:
         assert self._unread_bytes is not None
@@ -242,6 +247,30 @@ class _Parser(httptools.HttpRequestParser):
                 # A new one: where the connection is to close, this one looks at nothing more.
                 parser = self._connection.parser = _Parser(self._connection)
                 super(_Parser, parser).feed_data(head)
+
+
+def _without_chunks(app: Any, cycle: RequestResponseCycle) -> Any:
+    """To a client of HTTP/1.0 a body of unknown length ends with the connection (RFC 9112 6.3).
+
+    uvicorn would send it in chunks, which such a client takes for part of the body.
+    """
+
+    async def run(scope: Any, receive: Any, send: Any) -> None:
+        has_length = False
+
+        async def send_plain(message: Any) -> None:
+            nonlocal has_length
+            if message["type"] == "http.response.start":
+                headers = message.get("headers", ())
+                has_length = any(name.lower() == b"content-length" for name, _ in headers)
+                cycle.chunked_encoding = None if has_length else False
+            elif not has_length:
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, send_plain)
+
+    return run
 
 
 def _length_of(scope: Any) -> float:

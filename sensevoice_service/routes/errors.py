@@ -17,8 +17,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 from sensevoice_service.routes.paths import OPENAI, is_for
-from sensevoice_service.routes.trace import trace_of
-from sensevoice_service.types import InvalidRequest, RateLimited, ServiceError, Unauthorized
+from sensevoice_service.routes.security import OF_DATA
+from sensevoice_service.routes.trace import new_request_id, trace_of
+from sensevoice_service.types import (
+    InvalidRequest,
+    MalformedBody,
+    RateLimited,
+    ServiceError,
+    Unauthorized,
+)
 
 CLIENT_GONE_STATUS = 499  # as nginx logs it; nobody is left to read the answer
 
@@ -88,6 +95,15 @@ def error_response(error: ServiceError, scope: Scope) -> Response:
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
     return _respond(scope, error.status, error.code, error.message, error.param, headers)
+
+
+def not_http() -> Response:
+    """For what is no request, and so has no path, no line in the log and no count."""
+    message, request_id = "the request is not valid HTTP", new_request_id()
+    body = error_body(MalformedBody.status, MalformedBody.code, message, None, request_id)
+    response = JSONResponse(body, status_code=MalformedBody.status)
+    response.raw_headers += [*OF_DATA, (b"x-request-id", request_id.encode())]
+    return response
 
 
 def _respond(

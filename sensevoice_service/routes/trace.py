@@ -60,7 +60,11 @@ class RequestTrace:
 def request_id_of(scope: MutableMapping[str, Any]) -> str:
     """The client's own ``x-request-id`` where it is short and plain, or else a new one."""
     given = header_of(scope, b"x-request-id").decode("latin-1")
-    return given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
+    return given if _SANE_ID.fullmatch(given) else new_request_id()
+
+
+def new_request_id() -> str:
+    return secrets.token_hex(16)
 
 
 def attach(scope: MutableMapping[str, Any], trace: RequestTrace) -> None:
