@@ -59,6 +59,47 @@ def test_keys_may_come_in_a_field_for_each_file() -> None:
     assert [detail["key"] for detail in answer.json()["details"]] == ["a", "b", "c"]
 
 
+def test_a_key_in_a_field_of_its_own_may_have_a_comma() -> None:
+    form = {"keys": ["a, x", "b"]}
+    answer = TestClient(house().app()).post("/transcribe", files=files(b"one", b"two"), data=form)
+    assert [detail["key"] for detail in answer.json()["details"]] == ["a, x", "b"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "name"),
+    [
+        ("=?utf-8?B?5rWL6K+VLndhdg==?=", "测试.wav"),
+        ("=?utf-8?Q?caf=C3=A9.wav?=", "café.wav"),
+        ("=?utf-8?B?5?=", "=?utf-8?B?5?="),
+        ("=?none?Q?a?=", "=?none?Q?a?="),
+        ("=??=", "=??="),
+    ],
+)
+def test_names_are_read_as_mail_writes_them_too(sent: str, name: str) -> None:
+    body = post(house(), [("files", (sent, b"hello"))]).json()
+    assert body["details"][0]["key"] == name
+
+
+def test_languages_and_hotwords_may_come_in_a_field_for_each() -> None:
+    place = house()
+    form = {"lang": ["zh", "", "en"], "hotwords": ["one, two", "three"]}
+    TestClient(place.app()).post("/transcribe", files=files(b"one"), data=form)
+    (_, options) = place.pipeline.calls[0]
+    assert (options.language, options.among) == ("auto", ("zh", "en"))
+    assert options.hotwords == ("one", "two", "three")
+
+
+def test_a_browsers_field_without_a_file_is_no_file() -> None:
+    body, headers = multipart(b"hello")
+    empty = b'--edge\r\nContent-Disposition: form-data; name="files"; filename=""\r\n\r\n\r\n'
+    client = TestClient(house().app())
+    answer = client.post("/transcribe", content=empty + body, headers=headers)
+    assert answer.json()["results"] == ["hello"]
+    answer = client.post("/transcribe", content=empty + b"--edge--\r\n", headers=headers)
+    assert (answer.status_code, error(answer)["param"]) == (422, "files")
+    assert "no file" in error(answer)["message"]
+
+
 def test_files_of_a_request_are_worked_on_at_once() -> None:
     place = house()
     work, meeting, n_here = place.pipeline.transcribe, asyncio.Event(), 0

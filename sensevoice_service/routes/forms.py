@@ -7,6 +7,8 @@ import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from email.errors import HeaderParseError
+from email.header import decode_header, make_header
 from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 from python_multipart.multipart import parse_options_header
@@ -126,7 +128,7 @@ class _FormParser(MultiPartParser):
 
 def uploads(form: FormData, limits: FormLimits, field: str = "files") -> list[Upload]:
     """The files of a field, in order. Raises ``InvalidRequest``, and ``MalformedBody`` for many."""
-    values = form.getlist(field)
+    values = [value for value in form.getlist(field) if not _is_not_chosen(value)]
     files = [value for value in values if isinstance(value, UploadFile)]
     if len(files) < len(values):
         raise InvalidRequest(f"{field} must be sent as files, with a file name", param=field)
@@ -138,15 +140,21 @@ def uploads(form: FormData, limits: FormLimits, field: str = "files") -> list[Up
     return [_upload(file) for file in files]
 
 
+def _is_not_chosen(value: UploadFile | str) -> bool:
+    """Whether it is what a browser sends for a file field that was left alone."""
+    return isinstance(value, UploadFile) and not value.filename and not value.size
+
+
 def keys(form: FormData, files: list[Upload]) -> list[str]:
     """A name for each file, or its own: from ``keys``, between commas or in a field for each.
 
     Raises ``InvalidRequest``.
     """
-    given = ",".join(texts(form, "keys"))
-    if not given:
+    given = texts(form, "keys")
+    if not any(given):
         return [file.name or f"audio{number}" for number, file in enumerate(files, 1)]
-    names = [_clean(name) for name in given.split(",")]
+    has_one_each = len(given) == len(files) > 1  # then a comma is part of a name
+    names = [_clean(name) for name in (given if has_one_each else ",".join(given).split(","))]
     if len(names) != len(files):
         message = f"keys must have a name for each file: {len(names)} for {len(files)} files"
         raise InvalidRequest(message, param="keys")
@@ -167,18 +175,21 @@ def decode_options(form: FormData, language_field: str = "lang") -> DecodeOption
 
 
 def languages(form: FormData, field: str = "lang") -> tuple[str, tuple[str, ...]]:
-    """A language, or ``auto`` and those that it is limited to. Raises ``InvalidRequest``."""
-    return _read(languages_of, form, field)
+    """A language, or ``auto`` and those that it is limited to. Raises ``InvalidRequest``.
+
+    Between commas or in a field for each.
+    """
+    return _parsed(languages_of, ",".join(filter(None, texts(form, field))), field)
 
 
 def hotwords(form: FormData, field: str = "hotwords") -> tuple[str, ...]:
     """Words and phrases between commas or line ends, once each. Raises ``InvalidRequest``."""
-    return _read(hotwords_of, form, field)
+    return _parsed(hotwords_of, "\n".join(texts(form, field)), field)
 
 
-def _read(parse: Callable[[str], T], form: FormData, field: str) -> T:
+def _parsed(parse: Callable[[str], T], given: str, field: str) -> T:
     try:
-        return parse(text(form, field))
+        return parse(given)
     except ValueError as error:
         raise InvalidRequest(f"{field} {error}", param=field) from None
 
@@ -213,11 +224,21 @@ def texts(form: FormData, field: str) -> list[str]:
 
 
 def _upload(file: UploadFile) -> Upload:
-    name = re.split(r"[/\\]", file.filename or "")[-1]
+    name = re.split(r"[/\\]", _plain(file.filename or ""))[-1]
     # On Python 3.10 the spooled file lacks parts of the file interface (seekable among them);
     # all is written by now, so that the file within it will not change any more.
     inner = getattr(file.file, "_file", file.file)
     return Upload(file=cast(BinaryIO, inner), name=_clean(name), size_bytes=file.size or 0)
+
+
+def _plain(name: str) -> str:
+    """.NET writes names beyond ASCII as mail does (RFC 2047)."""
+    if not (name.startswith("=?") and name.endswith("?=")):
+        return name
+    try:
+        return str(make_header(decode_header(name)))
+    except (ValueError, LookupError, HeaderParseError):
+        return name
 
 
 def _clean(name: str) -> str:
