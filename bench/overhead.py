@@ -37,7 +37,8 @@ from bench.scaling import CLIP_RATE_HZ, CLIP_S, SEED, cut_off, make_clips, speec
 from bench.server import Server, run_load, served, serving
 from config import Settings
 from sensevoice_service.batch_policy import pick_batch
-from sensevoice_service.loading import AnyEngine, OpenModel
+from sensevoice_service.loading import OpenModel
+from sensevoice_service.steering import AnyEngine
 from sensevoice_service.types import Chunk, DecodeOptions
 
 LEAST_RATIO_PERCENT = 92.0

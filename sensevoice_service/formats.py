@@ -87,7 +87,7 @@ def word_body(word: Word) -> dict[str, Any]:
 
 
 def plain_body(transcript: Transcript, form: str, rules: SubtitleRules) -> str:
-    """As ``text``, ``srt`` or ``vtt``, which ends its last line.
+    """As ``srt``, as ``vtt`` or else as plain text, which ends its last line.
 
     An hour of subtitles takes up to a second: not on an event loop.
     """

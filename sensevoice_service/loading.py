@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,38 +27,20 @@ from sensevoice_service.engine import (
     choose_precision,
     load_engine,
 )
-from sensevoice_service.frontend import FeatureBatch, Frontend
 from sensevoice_service.likeness import require_likeness
 from sensevoice_service.model_store import ModelFolder
 from sensevoice_service.native_engine import NativeEngine
 from sensevoice_service.native_library import TILES, NativeUnavailable, load_library, suits
 from sensevoice_service.onnx_engine import OnnxEngine, choose_int8
-from sensevoice_service.steering import Legible, SteeredEngine
+from sensevoice_service.steering import AnyEngine, Legible, SteeredEngine
 from sensevoice_service.tags import Vocabulary
 from sensevoice_service.tokenizer import load_vocabulary
-from sensevoice_service.types import Chunk, DecodeOptions, Hypothesis, ModelError
+from sensevoice_service.types import Chunk, DecodeOptions, ModelError
 
 # Speech that ships with the project, to see that an engine hears what the fp32 model hears.
 CHECK_UTTERANCE = Path(__file__).parents[1] / "samples" / "hello.wav"
 
 _log = logging.getLogger(__name__)
-
-
-class AnyEngine(Protocol):
-    """What the service asks of an engine; all of them are wrapped in a ``SteeredEngine``."""
-
-    frontend: Frontend
-    precision: Precision
-    device: torch.device
-    n_parameters: int
-
-    def __call__(self, chunks: Sequence[Chunk]) -> list[Hypothesis]: ...
-
-    def infer(self, batch: FeatureBatch) -> list[Hypothesis]: ...
-
-    def warm_up(self, shapes: Sequence[tuple[int, float]]) -> None: ...
-
-    def gpu_memory(self) -> dict[str, int] | None: ...
 
 
 @dataclass(frozen=True)

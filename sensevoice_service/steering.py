@@ -40,8 +40,8 @@ KEPT_LISTS = 16
 T = TypeVar("T")
 
 
-class Legible(Protocol):
-    """An engine whose logits can be read: ``Engine`` and ``OnnxEngine`` are such."""
+class AnyEngine(Protocol):
+    """What the service asks of an engine; all of them are wrapped in a ``SteeredEngine``."""
 
     frontend: Frontend
     precision: Precision
@@ -52,11 +52,15 @@ class Legible(Protocol):
 
     def infer(self, batch: FeatureBatch) -> list[Hypothesis]: ...
 
-    def read_logits(self, chunks: Sequence[Chunk], read: Callable[[int, Tensor], T]) -> list[T]: ...
-
     def warm_up(self, shapes: Sequence[tuple[int, float]]) -> None: ...
 
     def gpu_memory(self) -> dict[str, int] | None: ...
+
+
+class Legible(AnyEngine, Protocol):
+    """An engine whose logits can be read: all but a ``SteeredEngine``."""
+
+    def read_logits(self, chunks: Sequence[Chunk], read: Callable[[int, Tensor], T]) -> list[T]: ...
 
 
 @dataclass(frozen=True, eq=False)

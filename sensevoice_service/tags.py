@@ -19,7 +19,7 @@ NO_SPEECH = "nospeech"
 EMOTIONS = frozenset(
     ("HAPPY", "SAD", "ANGRY", "NEUTRAL", "FEARFUL", "DISGUSTED", "SURPRISED", UNKNOWN_EMOTION)
 )
-_TEXT_NORMS = {"withitn": True, "woitn": False}
+_TEXT_NORMS = frozenset(("withitn", "woitn"))
 
 _TAG = re.compile(r"<\|(.+)\|>")
 _CONTROLS = frozenset(("<unk>", "<s>", "</s>", "<pad>"))
@@ -42,12 +42,11 @@ _SPACE_PIECE = "▁"  # how sentencepiece writes a space
 
 @dataclass(frozen=True)
 class Tags:
-    """What the prompt positions say; ``with_itn`` is ``None`` where no text-norm tag is there."""
+    """What the prompt positions say, the text norm aside: a client asked for that one itself."""
 
     language: str
     emotion: str
     events: tuple[str, ...]
-    with_itn: bool | None
 
 
 def _no_ids(_text: str) -> list[int]:
@@ -120,12 +119,10 @@ class Vocabulary:
         names = self._names(prompt_ids)
         languages = [name for name in names if _is_language(name)]
         emotions = [name for name in names if name in EMOTIONS]
-        norms = [_TEXT_NORMS[name] for name in names if name in _TEXT_NORMS]
         return Tags(
             language=languages[0] if languages else UNKNOWN_LANGUAGE,
             emotion=emotions[0] if emotions else UNKNOWN_EMOTION,
             events=distinct(name for name in names if _is_event(name)),
-            with_itn=norms[0] if norms else None,
         )
 
     def body_events(self, token_ids: Iterable[int]) -> tuple[str, ...]:

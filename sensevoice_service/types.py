@@ -21,7 +21,7 @@ FBANK_SHIFT_SAMPLES = 160  # 10 ms
 LFR_STACK_FRAMES = 7
 LFR_SHIFT_FRAMES = 6
 FRAME_SAMPLES = FBANK_SHIFT_SAMPLES * LFR_SHIFT_FRAMES  # one encoder frame: 60 ms
-PROMPT_FRAMES = 4  # language, event, emotion, text-norm: ahead of the audio in every input row
+PROMPT_FRAMES = 4  # language, emotion, event, text-norm: ahead of the audio in every input row
 
 
 @dataclass(frozen=True, eq=False)

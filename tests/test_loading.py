@@ -20,7 +20,6 @@ from sensevoice_service.batcher import Batcher, Worker
 from sensevoice_service.callers import Threads
 from sensevoice_service.loading import (
     CHECK_UTTERANCE,
-    AnyEngine,
     EngineOptions,
     OpenModel,
     check_chunk,
@@ -35,6 +34,7 @@ from sensevoice_service.native_library import (
     suits,
 )
 from sensevoice_service.onnx_graph import Int8
+from sensevoice_service.steering import AnyEngine
 from sensevoice_service.types import Chunk, DecodeOptions, Hypothesis, ModelError
 from tests.echo import ONE_BY_ONE, PATIENT_S
 from tests.models import Model

@@ -73,8 +73,8 @@ def prompt(tokenizer: Tokenizer, *names: str) -> list[int]:
 
 def test_the_four_prompt_positions_are_read(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     ids = prompt(tokenizer, "en", "HAPPY", "BGM", "withitn")
-    assert vocabulary.tags(ids) == Tags("en", "HAPPY", ("BGM",), True)
-    assert vocabulary.tags(np.array(ids, np.int32)).with_itn is True
+    assert vocabulary.tags(ids) == Tags("en", "HAPPY", ("BGM",))
+    assert vocabulary.tags(np.array(ids, np.int32)) == vocabulary.tags(ids)
 
 
 @pytest.mark.parametrize("language", ["zh", "yue", "ja", "ko", "nospeech", "de", "minnan", "zh/en"])
@@ -82,20 +82,20 @@ def test_languages_are_known_by_name(
     tokenizer: Tokenizer, vocabulary: Vocabulary, language: str
 ) -> None:
     tags = vocabulary.tags(prompt(tokenizer, language, "EMO_UNKNOWN", "Event_UNK", "woitn"))
-    assert tags == Tags(language, "EMO_UNKNOWN", ("Event_UNK",), False)
+    assert tags == Tags(language, "EMO_UNKNOWN", ("Event_UNK",))
 
 
 def test_any_position_may_hold_any_tag(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     ids = prompt(tokenizer, "woitn", "Speech", "ja", "SAD")
-    assert vocabulary.tags(ids) == Tags("ja", "SAD", ("Speech",), False)
+    assert vocabulary.tags(ids) == Tags("ja", "SAD", ("Speech",))
 
 
 def test_blanks_and_words_at_prompt_positions_are_passed_over(
     tokenizer: Tokenizer, vocabulary: Vocabulary
 ) -> None:
     word = tokenizer.ids("good")[0]
-    assert vocabulary.tags([0, word, 0, 0]) == Tags(UNKNOWN_LANGUAGE, UNKNOWN_EMOTION, (), None)
-    assert vocabulary.tags([]) == Tags(UNKNOWN_LANGUAGE, UNKNOWN_EMOTION, (), None)
+    assert vocabulary.tags([0, word, 0, 0]) == Tags(UNKNOWN_LANGUAGE, UNKNOWN_EMOTION, ())
+    assert vocabulary.tags([]) == Tags(UNKNOWN_LANGUAGE, UNKNOWN_EMOTION, ())
     assert vocabulary.tags([0, tokenizer.tag("SAD"), word, 0]).emotion == "SAD"
 
 

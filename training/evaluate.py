@@ -13,8 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from sensevoice_service.loading import AnyEngine, EngineOptions, OpenModel, open_model
+from sensevoice_service.loading import EngineOptions, OpenModel, open_model
 from sensevoice_service.model_store import open_folder
+from sensevoice_service.steering import AnyEngine
 from sensevoice_service.types import (
     FRAME_SAMPLES,
     SAMPLE_RATE_HZ,
