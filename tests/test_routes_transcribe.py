@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -336,6 +337,14 @@ def test_an_odd_charset_is_no_fault_of_the_service(charset: str) -> None:
     headers = {"Content-Type": f"multipart/form-data; boundary=edge; charset={charset}"}
     answer = TestClient(house().app()).post("/transcribe", content=body, headers=headers)
     assert answer.status_code in (200, 400)
+
+
+def test_a_compressed_form_is_refused_as_such() -> None:
+    body, headers = multipart(b"hello")
+    client, headers = TestClient(house().app()), {**headers, "Content-Encoding": "gzip"}
+    answer = client.post("/transcribe", content=gzip.compress(body), headers=headers)
+    assert (answer.status_code, error(answer)["code"]) == (415, "unsupported_media_type")
+    assert "compressed" in error(answer)["message"]
 
 
 def test_a_form_without_its_last_line_break_is_taken() -> None:

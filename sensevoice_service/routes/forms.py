@@ -62,6 +62,8 @@ def require_multipart(headers: Headers) -> None:
     media_type, parameters = parse_options_header(headers.get("content-type"))
     if media_type != b"multipart/form-data":
         raise UnsupportedBody("the body must be multipart/form-data")
+    if headers.get("content-encoding", "identity") != "identity":
+        raise UnsupportedBody("the body must not be compressed: leave out Content-Encoding")
     if not parameters.get(b"boundary"):
         raise MalformedBody("the content type names no multipart boundary")
 
