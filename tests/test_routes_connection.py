@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from sensevoice_service.logs import FIELDS
 from sensevoice_service.routes.connection import MAX_HEADER_BYTES, MAX_PIPELINED
 from tests.hostile import connect, raw, read_all
 from tests.http_service import PATIENCE_S, serving
@@ -152,7 +153,10 @@ def test_a_request_of_http_1_0_needs_no_host() -> None:
     assert status_of(b"GET / HTTP/1.0\r\n\r\n") == 200
 
 
-def test_a_request_that_is_none_is_told_so_in_the_shape_of_all_errors() -> None:
+def test_a_request_that_is_none_is_told_so_in_the_shape_of_all_errors(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "sensevoice_service.requests")
     with serving(echo) as port:
         _, answer = raw(port, b"GET / HTTP/1.1\r\n\r\n")
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -160,6 +164,8 @@ def test_a_request_that_is_none_is_told_so_in_the_shape_of_all_errors() -> None:
     assert (error["type"], error["code"]) == ("invalid_request_error", "malformed_body")
     lines = head.lower().split(b"\r\n")
     assert f"x-request-id: {error['request_id']}".encode() in lines
+    (line,) = (record for record in caplog.records if record.msg == "no request")
+    assert getattr(line, FIELDS)["id"] == error["request_id"]
     assert b"content-length: %d" % len(body) in lines
     assert {b"connection: close", b"x-content-type-options: nosniff"} <= set(lines)
 

@@ -7,6 +7,7 @@ two must never see different requests in the same bytes (request smuggling, RFC 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from array import array
 from collections.abc import Callable
@@ -19,9 +20,11 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from sensevoice_service.logs import FIELDS
 from sensevoice_service.routes.errors import not_http
 from sensevoice_service.routes.headers import header_of
 from sensevoice_service.routes.middleware import LONGEST_DRAIN_S
+from sensevoice_service.routes.trace import new_request_id
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -30,6 +33,7 @@ MAX_HEADER_BYTES = 32 * 1024
 MAX_PIPELINED = 32
 CLOSE = (b"connection", b"close")
 
+_log = logging.getLogger("sensevoice_service.requests")
 
 TurnAway = Callable[[Any], "Response | None"]
 AfterRefusal = Callable[[asyncio.AbstractEventLoop], None]
@@ -158,7 +162,9 @@ class Connection(HttpToolsProtocol):
         cycle = self.cycle
         has_refused = self._unread_bytes is not None
         if not has_refused and not (self._is_answering() and cycle.response_started):
-            self._write(not_http())
+            request_id = new_request_id()
+            _log.info("no request", extra={FIELDS: {"id": request_id, "reason": msg}})
+            self._write(not_http(request_id))
         self.transport.close()
         if self._is_answering():
             cycle.disconnected = True

@@ -18,7 +18,7 @@ from starlette.types import Scope
 
 from sensevoice_service.routes.paths import OPENAI, is_for
 from sensevoice_service.routes.security import OF_DATA
-from sensevoice_service.routes.trace import new_request_id, trace_of
+from sensevoice_service.routes.trace import trace_of
 from sensevoice_service.types import (
     InvalidRequest,
     MalformedBody,
@@ -97,9 +97,9 @@ def error_response(error: ServiceError, scope: Scope) -> Response:
     return _respond(scope, error.status, error.code, error.message, error.param, headers)
 
 
-def not_http() -> Response:
-    """For what is no request, and so has no path, no line in the log and no count."""
-    message, request_id = "the request is not valid HTTP", new_request_id()
+def not_http(request_id: str) -> Response:
+    """For what is no request, and so has no path and no count."""
+    message = "the request is not valid HTTP"
     body = error_body(MalformedBody.status, MalformedBody.code, message, None, request_id)
     response = JSONResponse(body, status_code=MalformedBody.status)
     response.raw_headers += [*OF_DATA, (b"x-request-id", request_id.encode())]
