@@ -53,7 +53,7 @@ overload: $(VENV)/.installed-dev  ## Print what holds at 10 times the load: fake
 	$(BIN)/python -m bench.overload --engine model $(if $(MODEL_DIR),--model $(MODEL_DIR)) $(BENCH_ARGS)
 	$(BIN)/python -m bench.fairness $(if $(MODEL_DIR),--model $(MODEL_DIR)) $(BENCH_ARGS)
 
-soak: $(VENV)/.installed-dev  ## Print whether 20,000 requests leave anything behind (minutes)
+soak: $(VENV)/.installed-dev  ## Look for leaks over 20,000 requests; redraw docs/soak.svg (minutes)
 	$(BIN)/python -m bench.soak --svg docs/soak.svg $(BENCH_ARGS)
 
 fuzz: $(VENV)/.installed-fuzz  ## Look for inputs that break something (FUZZ_SECONDS for each part)

@@ -6,9 +6,9 @@ is RTFx: seconds of audio per second. Every participant has a process of its own
 another is measured, and as many threads as there are cores. The first round warms up and is not
 counted. Without ``--model`` it is a random one of the published size, by ``bench.make_model``.
 
-What the peers need beside the project's requirements:
+What the peers need beside ``requirements-dev.txt``, which is enough for FunASR and its server:
 
-- sherpa-onnx: ``.venv/bin/pip install sherpa-onnx onnx onnxruntime``
+- sherpa-onnx: ``.venv/bin/pip install -r requirements-bench.txt``, as ``make bench`` does
 - Xinference, in an environment of its own since it wants an older FastAPI:
   ``python -m venv DIR && DIR/bin/pip install xinference funasr torch torchaudio``, and then
   ``--xinference DIR/bin/python``

@@ -3,8 +3,9 @@
 ``python -m bench.fleet [--hours-a-day N] [--rtfx N] [--slots N] [--json FILE]``. Files arrive by
 chance (Poisson) at the rate of the day's busiest hour, with lengths by chance (log-normal), and
 are given to one of the workers. A worker is what the service is: slots, a waiting line with a
-timeout, and one device whose speed the files in the slots share alike, none of them faster than a
-file alone. Nothing here is measured: the speeds are given.
+timeout (of 100 places unless ``--waiting`` says otherwise; the service's default is 60), and one
+device whose speed the files in the slots share alike, none of them faster than a file alone.
+Nothing here is measured: the speeds are given.
 """
 
 from __future__ import annotations

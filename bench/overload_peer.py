@@ -2,7 +2,7 @@
 
 ``python -m bench.overload_peer --model DIR [--levels 1,2,5,10]``. As ``bench.overload``, but for
 each level it is started anew, since it turns nobody away and what it has taken would go on. Clients
-wait for 30 s. It needs ``requirements-bench.txt``.
+wait for 30 s. It needs nothing beyond ``requirements-dev.txt``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Print how far our front end, network and texts are from FunASR's, in fp32 on the CPU.
 
 ``python -m bench.parity [--model DIR]``, or ``make parity``; a full-size folder can be made by
-``python -m bench.make_model DIR``. The bounds that the tests hold these figures to are printed too.
+``python -m bench.make_model DIR``. The bound that the tests hold noise, tones and the
+logits to is printed too; here nothing is held to it.
 """
 
 from __future__ import annotations

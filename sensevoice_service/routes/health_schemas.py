@@ -15,7 +15,7 @@ _STATUS = "`healthy` takes work; the others do not, for the reason that they nam
 
 class HealthModel(Model):
     source: str = Field(
-        description="Hub id or folder it was loaded from.", examples=["iic/SenseVoiceSmall"]
+        description="Path of the folder it was loaded from.", examples=["/models/SenseVoiceSmall"]
     )
 
 

@@ -30,7 +30,8 @@ class TranscriptionForm(BaseModel):
     prompt: str = Field(
         "",
         description="Words and short phrases that are likely to be said, such as names, between"
-        " commas, semicolons or line ends: two to 50 of them, of up to four words each. Any other"
+        " commas (also `，` and `、`), semicolons (also `；`) or line ends: two to 50 of them, of"
+        " up to four words and 30 characters each, none with a mark that ends a sentence. Any other"
         " text is ignored.",
         examples=["SenseVoice, Hangzhou, 通义"],
     )
@@ -69,7 +70,8 @@ class TranscriptionForm(BaseModel):
     hotwords: str = Field(
         "",
         description="Words and phrases that are likely to be said, such as names: up to 100, of up"
-        " to 50 characters each, between commas or line ends. No field of OpenAI's.",
+        " to 50 characters each, between commas (also `，` and `、`) or line ends. No field of"
+        " OpenAI's.",
         examples=["SenseVoice, Hangzhou, 通义"],
     )
     use_itn: bool = Field(
@@ -120,8 +122,9 @@ class TranscriptionWord(Answer):
 class VerboseTranscription(Answer):
     task: Literal["transcribe"] = Field(description="What was done.", examples=["transcribe"])
     language: str = Field(
-        description="`chinese`, `english`, `cantonese`, `japanese`, `korean` or `unknown`: that"
-        " of most of the speech.",
+        description="That of most of the speech: `chinese`, `english`, `cantonese`, `japanese` or"
+        " `korean`; another by its code, as the model has it; `nospeech` where it hears none, and"
+        " `unknown` where it does not tell.",
         examples=["chinese"],
     )
     duration: float = Field(description="Length of the audio, seconds.", examples=[3.2])
@@ -161,8 +164,8 @@ class OpenAiError(Answer):
         examples=["invalid_request_error"],
     )
     param: str | None = Field(
-        description="The form field at fault; of 503 the reason: full, timeout, memory, loading,"
-        " stopping or failed.",
+        description="The form field at fault; of most 503 the reason: full, timeout, memory,"
+        " loading, stopping or failed. Null where there is neither.",
         examples=["response_format"],
     )
     code: str = Field(description="Stable name of the error.", examples=["unsupported_format"])

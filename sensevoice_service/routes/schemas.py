@@ -29,16 +29,16 @@ class TranscribeForm(BaseModel):  # described here, and read by forms
     )
     keys: str = Field(
         "",
-        description="Names for the files in the answer, comma-separated or in a field for"
-        " each, as many as there are files. The default are the files' own names.",
+        description="Names for the files in the answer, as many as there are files: between commas"
+        " or, for names with commas, in a field for each. The default are the files' own names.",
         examples=["meeting,interview"],
     )
     lang: str = Field(
         "auto",
         pattern=_LANGUAGES,
         description="The language spoken: `auto` detects it; `zh` Mandarin, `en` English,"
-        " `yue` Cantonese, `ja` Japanese, `ko` Korean. Several between commas limit what is"
-        " detected to these.",
+        " `yue` Cantonese, `ja` Japanese, `ko` Korean. Several, between commas or in a"
+        " field for each, limit what is detected to these.",
         examples=["auto", "en", "zh,en"],
     )
     use_itn: bool = Field(
@@ -49,7 +49,7 @@ class TranscribeForm(BaseModel):  # described here, and read by forms
     hotwords: str = Field(
         "",
         description="Words and phrases that are likely to be said, such as names: up to 100, of up"
-        " to 50 characters each, between commas or line ends.",
+        " to 50 characters each, between commas (also `，` and `、`) or line ends.",
         examples=["SenseVoice, Hangzhou, 通义"],
     )
     response_format: Literal["json", "text", "srt", "vtt"] = Field(
