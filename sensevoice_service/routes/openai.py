@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
+from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from sensevoice_service.formats import MEDIA_TYPES, plain_body
-from sensevoice_service.routes import forms, openai_bodies, openai_form
-from sensevoice_service.routes.client import Client
+from sensevoice_service.routes import openai_bodies, openai_form
 from sensevoice_service.routes.errors import ModelNotFound, openai_error_body
 from sensevoice_service.routes.forms import FormLimits
 from sensevoice_service.routes.openai_schemas import (
@@ -30,9 +29,9 @@ from sensevoice_service.routes.openai_schemas import (
     TranscriptionForm,
 )
 from sensevoice_service.routes.services import Pipeline, Services, ready_model
-from sensevoice_service.routes.streaming import Dialect, Event, OnFileProgress, start_stream
-from sensevoice_service.routes.trace import RequestTrace, trace_of
-from sensevoice_service.routes.work import rendered, slot, transcribe_files
+from sensevoice_service.routes.streaming import Dialect, Event, OnFileProgress
+from sensevoice_service.routes.trace import RequestTrace
+from sensevoice_service.routes.work import Job, answer, rendered, transcribe_files
 from sensevoice_service.subtitles import SubtitleRules
 from sensevoice_service.types import Progress, ServiceError, Transcript
 
@@ -72,27 +71,13 @@ def _add_transcriptions(
         With `stream=true` the text is sent as server-sent events while it is recognised:
         `transcript.text.delta` as often as there is more of it, then `transcript.text.done`.
         """
-        # The form is no parameter of this function, since it would then be received before any
-        # of this is asked.
+        # The form is no parameter of this function: it would be received before there is a slot.
         ready_model(services.state)
-        forms.require_multipart(request.headers)
-        trace = trace_of(request.scope)
-        client = Client(request.scope, request.receive)
-        async with AsyncExitStack() as held:
-            place = await held.enter_async_context(slot(services.admission, client, trace))
-            form = await place.within(forms.read_form(request.headers, client, limits))
-            held.push_async_callback(form.close)
-            job = _Job(services.pipeline, rules, trace, openai_form.asked(form, limits))
-            trace.names = (job.asked.upload.name,)
-            if job.asked.is_stream:
-                return await start_stream(
-                    lambda report: place.within(job.stream(report)),
-                    _DIALECT,
-                    client,
-                    trace,
-                    held.pop_all(),
-                )
-            return await client.unless_gone(place.within(job.answer()))
+
+        def read(form: FormData, trace: RequestTrace) -> Job:
+            return _Job(services.pipeline, rules, trace, openai_form.asked(form, limits))
+
+        return await answer(request, services, limits, read)
 
 
 def _add_models(router: APIRouter, services: Services, created_s: int) -> None:
@@ -130,12 +115,22 @@ def _add_models(router: APIRouter, services: Services, created_s: int) -> None:
 
 @dataclass(frozen=True)
 class _Job:
-    """One request that has been let in, with all that it takes to answer it."""
-
     pipeline: Pipeline
     rules: SubtitleRules
     trace: RequestTrace
     asked: openai_form.Asked
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.asked.upload.name,)
+
+    @property
+    def is_stream(self) -> bool:
+        return self.asked.is_stream
+
+    @property
+    def dialect(self) -> Dialect:
+        return Dialect(_progress_events, _error_events)
 
     async def answer(self) -> Response:
         """Raises ``ServiceError``."""
@@ -173,6 +168,3 @@ def _progress_events(_index: int, progress: Progress) -> Iterable[Event]:
 def _error_events(error: ServiceError) -> Iterable[Event]:
     body = openai_error_body(error.status, error.code, error.message, error.param)
     return [Event.of({"type": "error", **body})]
-
-
-_DIALECT = Dialect(_progress_events, _error_events)

@@ -1,15 +1,6 @@
 """Server-sent events: an answer that begins while its files are still worked on.
 
-A route that was asked for a stream does all that can be refused first, and then::
-
-    async with AsyncExitStack() as held:
-        place = await held.enter_async_context(slot(admission, client, trace))
-        form = await place.within(forms.read_form(headers, client, limits))
-        held.push_async_callback(form.close)
-        ...  # what the form asks for; wrong fields are raised here
-        return await start_stream(work, dialect, client, trace, held.pop_all())
-
-(``transcribe`` shows it whole.)
+``work.answer`` does first all that can be refused, then gives what it holds to ``start_stream``.
 
 ``work(report)`` is a coroutine function. It calls ``report(index_of_file, progress)``, on the event
 loop, fills in the trace, and returns the events that end the stream; where it fails it raises

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,7 +21,6 @@ from sensevoice_service.formats import (
     transcription_body,
 )
 from sensevoice_service.routes import forms
-from sensevoice_service.routes.client import Client
 from sensevoice_service.routes.errors import UnsupportedFormat, error_body
 from sensevoice_service.routes.forms import FormLimits
 from sensevoice_service.routes.plain_route import PlainRoute
@@ -33,9 +31,9 @@ from sensevoice_service.routes.schemas import (
     TranscribeForm,
 )
 from sensevoice_service.routes.services import Pipeline, Services, ready_model
-from sensevoice_service.routes.streaming import Dialect, Event, OnFileProgress, start_stream
-from sensevoice_service.routes.trace import RequestTrace, trace_of
-from sensevoice_service.routes.work import rendered, slot, transcribe_files
+from sensevoice_service.routes.streaming import Dialect, Event, OnFileProgress
+from sensevoice_service.routes.trace import RequestTrace
+from sensevoice_service.routes.work import Job, answer, rendered, transcribe_files
 from sensevoice_service.status import ModelInfo
 from sensevoice_service.subtitles import SubtitleRules
 from sensevoice_service.types import (
@@ -75,27 +73,13 @@ def make_router(services: Services, limits: FormLimits, rules: SubtitleRules) ->
         its audio is recognised, then `done` with the body that the answer would have had, or
         `error`. What fails before the first event is answered with its own status.
         """
-        # The form is no parameter of this function, since it would then be received before any
-        # of this is asked.
+        # The form is no parameter of this function: it would be received before there is a slot.
         model = ready_model(services.state)
-        forms.require_multipart(request.headers)
-        trace = trace_of(request.scope)
-        client = Client(request.scope, request.receive)
-        async with AsyncExitStack() as held:
-            place = await held.enter_async_context(slot(services.admission, client, trace))
-            form = await place.within(forms.read_form(request.headers, client, limits))
-            held.push_async_callback(form.close)
-            job = _Job(services.pipeline, model, rules, trace, _asked(form, limits))
-            trace.names = tuple(file.name for file in job.asked.files)
-            if job.asked.is_stream:
-                return await start_stream(
-                    lambda report: place.within(job.stream(report)),
-                    job.dialect(),
-                    client,
-                    trace,
-                    held.pop_all(),
-                )
-            return await client.unless_gone(place.within(job.answer()))
+
+        def read(form: FormData, trace: RequestTrace) -> Job:
+            return _Job(services.pipeline, model, rules, trace, _asked(form, limits))
+
+        return await answer(request, services, limits, read)
 
     return router
 
@@ -135,13 +119,23 @@ def _asked(form: FormData, limits: FormLimits) -> _Asked:
 
 @dataclass(frozen=True)
 class _Job:
-    """One request that has been let in, with all that it takes to answer it."""
-
     pipeline: Pipeline
     model: ModelInfo
     rules: SubtitleRules
     trace: RequestTrace
     asked: _Asked
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(file.name for file in self.asked.files)
+
+    @property
+    def is_stream(self) -> bool:
+        return self.asked.is_stream
+
+    @property
+    def dialect(self) -> Dialect:
+        return Dialect(self._progress_events, self._error_events)
 
     async def answer(self, on_progress: OnFileProgress | None = None) -> Response:
         """Raises ``ServiceError``."""
@@ -164,9 +158,6 @@ class _Job:
         return [
             Event(body, "done") if self.asked.form == "json" else Event.of({"text": body}, "done")
         ]
-
-    def dialect(self) -> Dialect:
-        return Dialect(self._progress_events, self._error_events)
 
     def _response(self, outcomes: Sequence[FileOutcome], spent_s: float) -> Response:
         if self.asked.form == "json":

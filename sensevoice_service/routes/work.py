@@ -1,4 +1,4 @@
-"""What every route does that transcribes: hold a slot, have the files recognised, make a body."""
+"""What every route does that transcribes: hold a slot, read the form, have its files recognised."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+from starlette.datastructures import FormData
+from starlette.requests import Request
+from starlette.responses import Response
 
 from sensevoice_service.admission import Admission, Place
 from sensevoice_service.logs import FIELDS
+from sensevoice_service.routes import forms
 from sensevoice_service.routes.client import Client
-from sensevoice_service.routes.services import OnProgress, Pipeline
-from sensevoice_service.routes.streaming import OnFileProgress
-from sensevoice_service.routes.trace import RequestTrace
+from sensevoice_service.routes.forms import FormLimits
+from sensevoice_service.routes.services import OnProgress, Pipeline, Services
+from sensevoice_service.routes.streaming import Dialect, Event, OnFileProgress, start_stream
+from sensevoice_service.routes.trace import RequestTrace, trace_of
 from sensevoice_service.types import DecodeOptions, EmptyFile, ServiceError, Upload
 
 if TYPE_CHECKING:
@@ -27,6 +33,56 @@ INLINE_AUDIO_S = 60.0
 _log = logging.getLogger("sensevoice_service.routes")
 
 T = TypeVar("T")
+
+
+class Job(Protocol):
+    """A request that has been let in and read, with all that it takes to answer it."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its files."""
+
+    @property
+    def is_stream(self) -> bool: ...
+
+    @property
+    def dialect(self) -> Dialect: ...
+
+    async def answer(self) -> Response:
+        """Raises ``ServiceError``."""
+
+    async def stream(self, report: OnFileProgress) -> list[Event]:
+        """As ``streaming.Work``."""
+
+
+async def answer(
+    request: Request,
+    services: Services,
+    limits: FormLimits,
+    read: Callable[[FormData, RequestTrace], Job],
+) -> Response:
+    """Let a request in, receive its form, and answer what ``read`` makes of that.
+
+    Nothing of the body is received before there is a slot. Slot and form are held until the work
+    has ended: that of a stream goes on behind this call, and gives them up by itself. Raises what
+    ``read`` raises, ``ServiceError`` and ``ClientGone``.
+    """
+    forms.require_multipart(request.headers)
+    trace = trace_of(request.scope)
+    client = Client(request.scope, request.receive)
+    async with AsyncExitStack() as held:
+        place = await held.enter_async_context(slot(services.admission, client, trace))
+        form = await place.within(forms.read_form(request.headers, client, limits))
+        held.push_async_callback(form.close)
+        job = read(form, trace)
+        trace.names = job.names
+        if not job.is_stream:
+            return await client.unless_gone(place.within(job.answer()))
+
+        def stream(report: OnFileProgress) -> Coroutine[Any, Any, list[Event]]:
+            return place.within(job.stream(report))
+
+        return await start_stream(stream, job.dialect, client, trace, held.pop_all())
 
 
 @asynccontextmanager
