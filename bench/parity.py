@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.reference import FunAsr
 from sensevoice_service.encoder import SenseVoice
-from sensevoice_service.engine import ModelFiles, load_engine
+from sensevoice_service.engine import EngineFiles, load_engine
 from sensevoice_service.frontend import LANGUAGE_ROWS, WITH_ITN_ROW, WITHOUT_ITN_ROW
 from sensevoice_service.loading import EngineOptions, OpenModel, open_model
 from sensevoice_service.model_store import open_folder
@@ -95,7 +95,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = open_folder(arguments.model)
     served = open_model(folder, EngineOptions("cpu", "off"))
-    files = ModelFiles(folder.config_yaml, folder.checkpoint, folder.cmvn)
+    files = EngineFiles(folder.config_yaml, folder.checkpoint, folder.cmvn)
     engine = load_engine(files, served.vocabulary.size, torch.device("cpu"), "fp32")
     funasr = FunAsr(arguments.model)
     print(f"{arguments.model.name}: {engine.n_parameters:,} parameters; bound {BOUND:g}")

@@ -41,7 +41,7 @@ HEAD_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
-class ModelFiles:
+class EngineFiles:
     """The parts of a model folder that the engine reads."""
 
     config_yaml: Path
@@ -191,7 +191,7 @@ def choose_precision(quantize: str, device: torch.device) -> Precision:
 
 
 def load_engine(
-    files: ModelFiles, vocab_size: int, device: torch.device, precision: TorchPrecision
+    files: EngineFiles, vocab_size: int, device: torch.device, precision: TorchPrecision
 ) -> Engine:
     """Read a checkpoint with FunASR's parameter names.
 

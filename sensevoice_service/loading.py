@@ -21,7 +21,7 @@ import torch
 from sensevoice_service.callers import Threads
 from sensevoice_service.engine import (
     Engine,
-    ModelFiles,
+    EngineFiles,
     Precision,
     choose_device,
     choose_precision,
@@ -99,7 +99,7 @@ def open_model(folder: ModelFolder, options: EngineOptions) -> OpenModel:
     n_workers, threads = share_cores(options, devices[0], len(devices))
     torch.set_num_threads(threads.narrow)
     vocabulary = load_vocabulary(folder.bpe_model)
-    files = ModelFiles(folder.config_yaml, folder.checkpoint, folder.cmvn)
+    files = EngineFiles(folder.config_yaml, folder.checkpoint, folder.cmvn)
     engines = (
         _open_engine(files, vocabulary, device, options.quantize, threads) for device in devices
     )
@@ -107,7 +107,11 @@ def open_model(folder: ModelFolder, options: EngineOptions) -> OpenModel:
 
 
 def _open_engine(
-    files: ModelFiles, vocabulary: Vocabulary, device: torch.device, quantize: str, threads: Threads
+    files: EngineFiles,
+    vocabulary: Vocabulary,
+    device: torch.device,
+    quantize: str,
+    threads: Threads,
 ) -> AnyEngine:
     precision = choose_precision(quantize, device)
     engine: Legible

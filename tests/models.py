@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sensevoice_service.engine import Engine, ModelFiles, TorchPrecision, load_engine
+from sensevoice_service.engine import Engine, EngineFiles, TorchPrecision, load_engine
 from sensevoice_service.model_store import ModelFolder, open_folder
 from sensevoice_service.tags import Vocabulary
 from sensevoice_service.tokenizer import load_vocabulary
@@ -40,8 +40,8 @@ def engine_of(folder: ModelFolder, vocab_size: int, precision: TorchPrecision = 
     return load_engine(files_of(folder), vocab_size, CPU, precision)
 
 
-def files_of(folder: ModelFolder, checkpoint: Path | None = None) -> ModelFiles:
-    return ModelFiles(folder.config_yaml, checkpoint or folder.checkpoint, folder.cmvn)
+def files_of(folder: ModelFolder, checkpoint: Path | None = None) -> EngineFiles:
+    return EngineFiles(folder.config_yaml, checkpoint or folder.checkpoint, folder.cmvn)
 
 
 def chunk_of(samples: Samples, language: str = "auto", use_itn: bool = True) -> Chunk:

@@ -22,7 +22,7 @@ from sensevoice_service.cuda_graphs import Bucket
 from sensevoice_service.engine import (
     HEAD_FRAMES,
     Engine,
-    ModelFiles,
+    EngineFiles,
     choose_device,
     choose_precision,
     load_engine,
@@ -293,7 +293,7 @@ def test_a_configuration_that_is_not_understood_is_refused(
     files = files_of(small_model.folder)
     config = yaml.safe_load(files.config_yaml.read_text())
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, part: value}))
-    other = ModelFiles(tmp_path / "config.yaml", files.checkpoint, files.cmvn)
+    other = EngineFiles(tmp_path / "config.yaml", files.checkpoint, files.cmvn)
     with pytest.raises(ModelError, match="wrong configuration"):
         load_engine(other, small_model.vocabulary.size, CPU, "fp32")
 

@@ -14,7 +14,7 @@ import yaml
 from bench.make_model import BPE_MODEL_NAME, CONFIG, TAG_IDS, main, make_model
 from bench.peers.audio import read_voices, speech
 from sensevoice_service.ctc import BLANK_ID
-from sensevoice_service.engine import ModelFiles, load_engine
+from sensevoice_service.engine import EngineFiles, load_engine
 from sensevoice_service.model_store import open_folder
 from sensevoice_service.types import PROMPT_FRAMES, Chunk, DecodeOptions
 
@@ -90,7 +90,7 @@ def test_making_a_model_leaves_torchs_own_seed_alone(tmp_path: Path) -> None:
 
 def test_blank_is_as_frequent_as_is_wanted(tmp_path: Path) -> None:
     make_model(tmp_path, small=True, blank_share=0.75)
-    files = ModelFiles(tmp_path / "config.yaml", tmp_path / "model.pt", tmp_path / "am.mvn")
+    files = EngineFiles(tmp_path / "config.yaml", tmp_path / "model.pt", tmp_path / "am.mvn")
     engine = load_engine(files, 25_055, torch.device("cpu"), "fp32")
     clips = [speech(read_voices(), 5.0, number) for number in range(4)]
     batch = engine.frontend([Chunk(clip, 0, 0, DecodeOptions()) for clip in clips])
