@@ -176,41 +176,41 @@ def make_clips() -> list[bytes]:
 def schedule(durations_min: Sequence[float]) -> list[float]:
     """The order of the runs: the shortest ones in between all others, for what was measured apart
     is not to be compared on a machine whose speed drifts."""
-    shortest, *longer = sorted(set(durations_min))
+    lengths = sorted(set(durations_min))
+    shortest = lengths[:1] * RUNS_BETWEEN
     places = []
-    for minutes in longer:
+    for minutes in lengths[1:]:
         n_runs = max(LEAST_RUNS, round(MINUTES_OF_RUNS / minutes))
         places += [((turn + 0.5) / n_runs, minutes) for turn in range(n_runs)]
-    order = [shortest] * RUNS_BETWEEN
+    order = [*shortest]
     for _, minutes in sorted(places):
-        order += [minutes, *[shortest] * RUNS_BETWEEN]
+        order += [minutes, *shortest]
     return order
 
 
 def summarise(runs: Sequence[Run]) -> list[DurationRow]:
     """``runs`` as ``schedule`` has them."""
-    of_lengths: dict[float, list[tuple[Run, float]]] = {}
+    shortest, *longer = sorted({run.minutes for run in runs})
+    relative = {minutes: _beside_shortest(runs, minutes, shortest) for minutes in longer}
+    rows = []
+    for minutes in (shortest, *longer):
+        alike = [run for run in runs if run.minutes == minutes]
+        wall_per_hour_s = median([run.wall_per_hour_s for run in alike])
+        rss_mb = alike[0].rss_over_idle_mb
+        times = relative.get(minutes, 1.0)
+        rows.append(DurationRow(minutes, len(alike), wall_per_hour_s, times, rss_mb))
+    return rows
+
+
+def _beside_shortest(runs: Sequence[Run], minutes: float, shortest: float) -> float:
+    """How many times as long an hour took as in the shortest runs around: the median."""
+    times = []
     for at, run in enumerate(runs):
-        times = run.wall_per_hour_s / _shortest_beside(runs, at)
-        of_lengths.setdefault(run.minutes, []).append((run, times))
-    shortest = min(of_lengths)
-    return [
-        DurationRow(
-            minutes,
-            n_runs=len(found),
-            wall_per_hour_s=median([run.wall_per_hour_s for run, _ in found]),
-            relative=1.0 if minutes == shortest else median([times for _, times in found]),
-            rss_over_idle_mb=found[0][0].rss_over_idle_mb,
-        )
-        for minutes, found in sorted(of_lengths.items())
-    ]
-
-
-def _shortest_beside(runs: Sequence[Run], at: int) -> float:
-    """The median time of an hour in the shortest runs around one."""
-    shortest = min(run.minutes for run in runs)
-    around = runs[max(0, at - RUNS_BETWEEN) : at + RUNS_BETWEEN + 1]
-    return median([run.wall_per_hour_s for run in around if run.minutes == shortest])
+        if run.minutes == minutes:
+            around = runs[max(0, at - RUNS_BETWEEN) : at + RUNS_BETWEEN + 1]
+            short_s = median([one.wall_per_hour_s for one in around if one.minutes == shortest])
+            times.append(run.wall_per_hour_s / short_s)
+    return median(times)
 
 
 def spread(rows: Sequence[DurationRow]) -> float:

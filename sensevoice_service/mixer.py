@@ -25,7 +25,8 @@ QUALITY = "HQ"
 def mono_16k(frames: Iterator[AudioFrame | Gap], block_s: float) -> Iterator[NDArray[np.float32]]:
     """Blocks of about ``block_s``; where rate, channels or sample format change, a new mixer.
 
-    A gap is silence. Raises ``CorruptAudio`` where they are out of range or change without end.
+    A gap is silence, with a new mixer behind it: being as long as it is, none comes often. Raises
+    ``CorruptAudio`` where rate or channels are out of range or change without end.
     """
     mixer: Mixer | None = None
     n_changes = 0

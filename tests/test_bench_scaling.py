@@ -55,6 +55,7 @@ def test_the_shortest_runs_are_between_all_others_and_those_are_spread() -> None
 def test_no_length_is_sent_less_than_three_times_or_more_for_being_named_twice() -> None:
     assert schedule([1, 1_000]).count(1_000) == 3
     assert schedule([60, 60]) == [60] * 5
+    assert schedule([]) == []
 
 
 def test_a_row_has_the_median_time_and_the_memory_of_the_first_run() -> None:

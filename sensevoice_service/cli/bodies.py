@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from sensevoice_service.cli.files import legible
 from sensevoice_service.formats import FileOutcome, file_body, plain_body
 from sensevoice_service.subtitles import SubtitleRules
 from sensevoice_service.types import Transcript
@@ -23,10 +24,9 @@ class Heard:
 
 
 def render(heard: Heard, name: str, form: str) -> str:
-    """One of ``FORMATS``, ending with a line break; of a name that is no UTF-8, what is."""
+    """One of ``FORMATS``, ending with a line break."""
     transcript = heard.transcript
     if form == "json":
-        key = name.encode("utf-8", "replace").decode()
-        body = {**file_body(FileOutcome(key, transcript)), "model": heard.model}
+        body = {**file_body(FileOutcome(legible(name), transcript)), "model": heard.model}
         return json.dumps(body, ensure_ascii=False, indent=2) + "\n"
     return plain_body(transcript, form, heard.rules)

@@ -167,6 +167,11 @@ def _without_suffix(place: Path) -> str:
     return place.stem if _is_audio(place) else place.name
 
 
+def legible(name: str) -> str:
+    """Bytes of it that are no UTF-8 become question marks."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def write_whole(path: Path, text: str) -> None:
     """All of the text is there under this name, or nothing new is. Raises ``OSError``."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
+from sensevoice_service.cli.files import legible
 from sensevoice_service.cli.jobs import FileFailed
 
 PIECE_BYTES = 256 * 1024
@@ -55,6 +56,5 @@ def _part(edge: str, disposition: str) -> bytes:
 
 
 def _quoted(name: str) -> str:
-    """As browsers do it; bytes that are no UTF-8 become question marks."""
-    plain = name.encode("utf-8", "replace").decode()
-    return plain.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+    """As browsers do it."""
+    return legible(name).replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")

@@ -13,12 +13,11 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from sensevoice_service.admission import Admission
-from sensevoice_service.routes.errors import error_response
+from sensevoice_service.routes.errors import by_itself, error_response
 from sensevoice_service.routes.headers import header_of
 from sensevoice_service.routes.keys import KeyRing
 from sensevoice_service.routes.ledger import Ledger
 from sensevoice_service.routes.paths import is_for_work
-from sensevoice_service.routes.security import OF_DATA
 from sensevoice_service.routes.trace import RequestTrace, attach, request_id_of
 from sensevoice_service.types import Unauthorized
 
@@ -46,8 +45,7 @@ class Door:
         attach(scope, trace)
         error = self._admission.overloaded(refusal)
         trace.outcome = error.code
-        response = error_response(error, scope)
-        response.raw_headers += [*OF_DATA, (b"x-request-id", trace.request_id.encode())]
+        response = by_itself(error_response(error, scope), trace.request_id)
         self._ledger.enter(scope, response.status_code, trace, time.perf_counter() - began_s)
         return response
 

@@ -101,7 +101,11 @@ def not_http(request_id: str) -> Response:
     """For what is no request, and so has no path and no count."""
     message = "the request is not valid HTTP"
     body = error_body(MalformedBody.status, MalformedBody.code, message, None, request_id)
-    response = JSONResponse(body, status_code=MalformedBody.status)
+    return by_itself(JSONResponse(body, status_code=MalformedBody.status), request_id)
+
+
+def by_itself(response: Response, request_id: str) -> Response:
+    """With the headers that the application's answers get on their way out."""
     response.raw_headers += [*OF_DATA, (b"x-request-id", request_id.encode())]
     return response
 

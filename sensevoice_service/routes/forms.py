@@ -181,15 +181,16 @@ def languages(form: FormData, field: str = "lang") -> tuple[str, tuple[str, ...]
 
     Between commas or in a field for each.
     """
-    return _parsed(languages_of, ",".join(filter(None, texts(form, field))), field)
+    return parsed(languages_of, ",".join(filter(None, texts(form, field))), field)
 
 
-def hotwords(form: FormData, field: str = "hotwords") -> tuple[str, ...]:
+def hotwords(form: FormData) -> tuple[str, ...]:
     """Words and phrases between commas or line ends, once each. Raises ``InvalidRequest``."""
-    return _parsed(hotwords_of, "\n".join(texts(form, field)), field)
+    return parsed(hotwords_of, "\n".join(texts(form, "hotwords")), "hotwords")
 
 
-def _parsed(parse: Callable[[str], T], given: str, field: str) -> T:
+def parsed(parse: Callable[[str], T], given: str, field: str) -> T:
+    """Of what a field says. Raises ``InvalidRequest`` for a ``ValueError``."""
     try:
         return parse(given)
     except ValueError as error:

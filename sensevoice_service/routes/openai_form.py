@@ -12,7 +12,7 @@ from sensevoice_service.routes import forms
 from sensevoice_service.routes.errors import UnsupportedFormat
 from sensevoice_service.routes.forms import FormLimits
 from sensevoice_service.types import LANGUAGES, DecodeOptions, InvalidRequest, Upload
-from sensevoice_service.wishes import MAX_HOTWORDS
+from sensevoice_service.wishes import MAX_HOTWORDS, hotwords_of
 
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 STREAMED_FORMATS = ("json", "text")
@@ -69,10 +69,10 @@ def _decode_options(form: FormData) -> DecodeOptions:
     names = tuple(dict.fromkeys(map(_language, _values(form, "language", "languages"))))
     if len(names) > 1 and "auto" in names:
         raise InvalidRequest("language must be auto or languages, not both", param="language")
-    keywords = FormData({"keywords": ",".join(_values(form, "keywords"))})
+    keywords = ",".join(_values(form, "keywords"))
     words = (
         *forms.hotwords(form),
-        *forms.hotwords(keywords, "keywords"),
+        *forms.parsed(hotwords_of, keywords, "keywords"),
         *prompt_words(forms.text(form, "prompt")),
     )
     return DecodeOptions(
