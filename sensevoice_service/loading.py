@@ -1,7 +1,7 @@
 """From a model folder to a model that infers: on which engine, how precise, with which threads.
 
-On a GPU it is the network in torch. On a CPU it is the same network in onnxruntime, or, in int8 and
-where there is a tile unit, in C of our own; bf16 on a CPU is torch's too.
+On a GPU it is the network in torch. On a CPU it is the same network in onnxruntime, or, in int8 on
+the newest and the oldest of x86, in C of our own; bf16 on a CPU is torch's too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ from sensevoice_service.engine import (
 from sensevoice_service.likeness import require_likeness
 from sensevoice_service.model_store import ModelFolder
 from sensevoice_service.native_engine import NativeEngine
-from sensevoice_service.native_library import TILES, NativeUnavailable, load_library, suits
+from sensevoice_service.native_library import (
+    NativeUnavailable,
+    Target,
+    choose_target,
+    load_library,
+)
 from sensevoice_service.onnx_engine import OnnxEngine, choose_int8
 from sensevoice_service.steering import AnyEngine, Legible, SteeredEngine
 from sensevoice_service.tags import Vocabulary
@@ -117,7 +122,8 @@ def _open_engine(
     engine: Legible
     if precision == "int8" or (precision == "fp32" and device.type == "cpu"):
         plain = load_engine(files, vocabulary.size, device, "fp32")
-        native = _open_native(plain, threads) if precision == "int8" and suits(TILES) else None
+        target = choose_target() if precision == "int8" else None
+        native = _open_native(plain, threads, target) if target else None
         engine = native or _open_onnx(plain, precision, threads, is_wish=quantize == "auto")
     else:
         engine = load_engine(files, vocabulary.size, device, precision)
@@ -135,14 +141,14 @@ def share_cores(
     return n_workers, Threads(narrow=narrow, wide=options.intra_op_threads or n_cores)
 
 
-def _open_native(plain: Engine, threads: Threads) -> NativeEngine | None:
+def _open_native(plain: Engine, threads: Threads, target: Target) -> NativeEngine | None:
     try:
-        engine = NativeEngine(plain.model, plain.frontend, threads, load_library())
+        engine = NativeEngine(plain.model, plain.frontend, threads, load_library(target))
         found = require_likeness(plain.model, engine, check_chunk())
     except (NativeUnavailable, ModelError) as error:
         _log.warning("%s; int8 runs in onnxruntime, at little more than half the speed", error)
         return None
-    _log.info("int8 on the CPU's tile unit agrees with fp32: cosine %.4f", found)
+    _log.info("int8 in C for %s agrees with fp32: cosine %.4f", target.name, found)
     return engine
 
 

@@ -1,4 +1,4 @@
-"""The model in int8 on a CPU with AMX: the C of ``native/``.
+"""The model in int8 on a CPU, in C: ``native/`` for AMX, and for AVX2 where there is no VNNI.
 
 Callers share the cores: one that is alone has them all, and leaves them when a second one comes.
 Every frame has a scale of its own, so several utterances may share the reading of the weights, and
@@ -69,7 +69,7 @@ class NativeEngine:
         self._n_tokens = model.config.vocab_size
         self._size = model.config.output_size
         state = {name: value.numpy() for name, value in model.state_dict().items()}
-        self._weights = NetworkWeights(state, model.config)
+        self._weights = NetworkWeights(state, model.config, library.sensevoice_highest_weight_sum())
         self._encode = library.sensevoice_encode
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Hypothesis]:

@@ -1,4 +1,4 @@
-"""The C of ``native/``, compiled for CPUs with AMX and loaded.
+"""The C of ``native/``, compiled for a kind of CPU and loaded.
 
 There is no compiler in most containers, so ``python -m sensevoice_service.native_library`` compiles
 it ahead, where an image is built. Elsewhere it is compiled at the first start, in two seconds. A
@@ -18,7 +18,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from sensevoice_service.cpu_flags import CPUINFO, read_cpu_flags
+from sensevoice_service.cpu_flags import CPUINFO, lacks_byte_products, read_cpu_flags
 
 SOURCES = Path(__file__).parent / "native"
 # Of -ffast-math what loops need to be vectorised; the whole would have every thread of the process
@@ -39,12 +39,15 @@ class NativeUnavailable(Exception):
 class Target:
     """What to compile for; ``cpu_flags`` as in ``/proc/cpuinfo``."""
 
+    name: str
     flags: tuple[str, ...]
     cpu_flags: frozenset[str]
 
 
-PLAIN = Target((), frozenset())  # any CPU, slowly: what the tests compare with
+PLAIN = Target("any CPU", (), frozenset())  # slowly: what the tests compare with
+VECTORS = Target("AVX2", ("-mavx2", "-mfma", "-mbmi2"), frozenset(("avx2", "fma", "bmi2")))
 TILES = Target(
+    "AMX",
     (
         *("-mavx2", "-mfma", "-mbmi2", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
         *("-mavx512vbmi", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
@@ -64,7 +67,15 @@ def suits(target: Target, cpuinfo: Path = CPUINFO) -> bool:
     return target.cpu_flags <= read_cpu_flags(cpuinfo)
 
 
-def load_library(target: Target = TILES) -> ctypes.CDLL:
+def choose_target(cpuinfo: Path = CPUINFO) -> Target | None:
+    """What is faster than onnxruntime; None where that is as fast: with VNNI alone, and on ARM."""
+    if suits(TILES, cpuinfo):
+        return TILES
+    is_old = lacks_byte_products(read_cpu_flags(cpuinfo))
+    return VECTORS if is_old and suits(VECTORS, cpuinfo) else None
+
+
+def load_library(target: Target) -> ctypes.CDLL:
     """Compile it unless that has been done, and load it. Raises ``NativeUnavailable``."""
     path = path_of(target)
     try:
@@ -88,7 +99,7 @@ def path_of(target: Target) -> Path:
     return SOURCES / f"encoder-{digest.hexdigest()[:16]}.so"
 
 
-def is_at_hand(target: Target = TILES) -> bool:
+def is_at_hand(target: Target) -> bool:
     """Whether a start finds the library, or something to compile it with."""
     return path_of(target).exists() or find_compiler() is not None
 
@@ -138,15 +149,16 @@ def _checked(library: ctypes.CDLL) -> ctypes.CDLL:
 
 def main() -> int:
     if platform.machine() != "x86_64":
-        print("nothing to compile: only x86 has this tile unit")
+        print("nothing to compile: it is for x86 alone")
         return 0
-    path = path_of(TILES)
-    try:
-        compile_library(TILES, path)
-    except (NativeUnavailable, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(path)
+    for target in (TILES, VECTORS):
+        path = path_of(target)
+        try:
+            compile_library(target, path)
+        except (NativeUnavailable, OSError) as error:
+            print(error, file=sys.stderr)
+            return 1
+        print(path)
     return 0
 
 

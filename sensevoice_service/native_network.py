@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensevoice_service.encoder import EncoderConfig
-from sensevoice_service.onnx_graph import quantize_columns
 
 PANEL_COLUMNS, STEP = 32, 64  # columns of a panel, and what one tile of it sums over: see tiles.h
 LINE_BYTES = 64
 LANES = 32  # channels that are added at once
+HIGHEST_WEIGHT, WEIGHTS_OF_A_GROUP = 127, 8
 NEVER = -1e30  # bias of logits behind the vocabulary; the C knows no infinity
 Array = NDArray[Any]
 
@@ -73,6 +73,39 @@ def padded(n_out: int, n_in: int) -> tuple[int, int]:
     return n_out + -n_out % PANEL_COLUMNS, n_in + -n_in % STEP
 
 
+def quantize_columns(
+    weight: Array, highest_sum: int = 0
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """``(n_out, n_in)`` float to int8 of the same shape and its scales ``(n_out,)``.
+
+    ``highest_sum``, unless it is 0, bounds what the weights of one sign come to in each group that
+    is summed in 16 bits.
+    """
+    scales = np.abs(weight).max(axis=1) / HIGHEST_WEIGHT
+    if highest_sum:
+        # Each weight of a group may be rounded up by a half.
+        bound = highest_sum - WEIGHTS_OF_A_GROUP / 2
+        scales = np.maximum(scales, sums_of_groups(weight).max(axis=1) / bound)
+    scales[scales == 0] = 1.0
+    return np.rint(weight / scales[:, None]).astype(np.int8), scales.astype(np.float32)
+
+
+def sums_of_groups(weight: Array) -> Array:
+    """What the weights of each sign come to, ``(n_out, groups)``: see ``tiles_avx2.h``.
+
+    Of 16 weights along the sum, the first and the second pair of each four are a group.
+    """
+    signs = (np.maximum(weight, 0), np.maximum(-weight, 0))
+    return np.concatenate([_sums_of_groups(one) for one in signs], axis=1)
+
+
+def _sums_of_groups(weight: Array) -> Array:
+    fours = weight.reshape(len(weight), -1, 4, 2, 2)
+    pairs = fours[..., 0] + fours[..., 1]
+    sums: Array = pairs[:, :, 0] + pairs[:, :, 1] + pairs[:, :, 2] + pairs[:, :, 3]
+    return sums.reshape(len(weight), -1)
+
+
 def to_panels(columns: NDArray[np.int8]) -> NDArray[np.int8]:
     """``(n_out, n_in)`` to ``(panels, steps, 2, 16, 16, 4)``: tiles of four neighbours a column."""
     n_out, n_in = columns.shape
@@ -91,10 +124,16 @@ def aligned(values: Array) -> Array:
 
 
 class NetworkWeights:
-    """A ``Network`` and the memory that it points to; weights have the checkpoint's names."""
+    """A ``Network`` and the memory that it points to; weights have the checkpoint's names.
 
-    def __init__(self, weights: Mapping[str, Array], config: EncoderConfig) -> None:
+    ``highest_sum`` is the library's ``sensevoice_highest_weight_sum``.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, Array], config: EncoderConfig, highest_sum: int = 0
+    ) -> None:
         self._weights = weights
+        self._highest_sum = highest_sum
         self._kept: list[Any] = []
         names = [
             "encoder.encoders0.0",
@@ -141,12 +180,12 @@ class NetworkWeights:
         n_out, n_in = weight.shape
         all_out, all_in = padded(n_out, n_in)
         weight = np.pad(weight, ((0, all_out - n_out), (0, all_in - n_in)))
-        columns, scales = quantize_columns(weight, limit=127)
+        columns, scales = quantize_columns(weight, self._highest_sum)
         return Linear(
-            panels=self._keep(to_panels(columns.T)),
+            panels=self._keep(to_panels(columns)),
             scales=self._floats(scales),
             bias=self._floats(np.pad(bias, (0, all_out - n_out), constant_values=NEVER)),
-            weight_sums=self._floats(columns.sum(axis=0, dtype=np.int32)),
+            weight_sums=self._floats(columns.sum(axis=1, dtype=np.int32)),
             n_in=all_in,
             n_out=all_out,
         )

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sensevoice_service.callers import Callers, Threads
-from sensevoice_service.cpu_flags import CPUINFO, read_cpu_flags
+from sensevoice_service.cpu_flags import CPUINFO, lacks_byte_products, read_cpu_flags
 from sensevoice_service.ctc import best_path
 from sensevoice_service.encoder import SenseVoice
 from sensevoice_service.encoder_inputs import EncoderInputs, Features
@@ -120,6 +120,4 @@ def open_session(graph: bytes, n_threads: int) -> ort.InferenceSession:
 
 def choose_int8(cpuinfo: Path = CPUINFO) -> Int8:
     """The whole range where products are summed in 32 bits: x86 with VNNI or AMX, and ARM."""
-    flags = read_cpu_flags(cpuinfo)
-    is_old_x86 = "avx2" in flags and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
-    return Int8(limit=63 if is_old_x86 else 127)
+    return Int8(limit=63 if lacks_byte_products(read_cpu_flags(cpuinfo)) else 127)

@@ -29,6 +29,9 @@ class Encoding:
 class Silent:
     """Makes features of zeros."""
 
+    def sensevoice_highest_weight_sum(self) -> int:
+        return 0
+
     def sensevoice_features(self, *arguments: Any) -> int:
         _, _, n_samples, out = arguments
         n_bytes = lfr_frames(n_samples.value) * LFR_STACK_FRAMES * N_MELS * 4

@@ -19,9 +19,10 @@ from sensevoice_service.cli.info import (
     cpu_warnings,
     gather,
     gpu_warnings,
-    tile_warnings,
+    native_warnings,
 )
 from sensevoice_service.cli.machine import Cpu, Gpu, read_cpu, read_gpus
+from sensevoice_service.native_library import TILES, VECTORS, Target
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = Cpu("a cpu", 4, 8, 8, ("avx2", "avx512_vnni"))
@@ -149,26 +150,27 @@ def test_int8_without_vnni_is_warned_of() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "has_tiles", "has_library", "n_warnings"),
+    ("precision", "target", "has_library", "warning"),
     [
-        ("int8", True, False, 1),
-        ("int8", True, True, 0),
-        ("int8", False, False, 0),
-        ("fp32", True, False, 0),
+        ("int8", TILES, False, "no C compiler for the encoder in C for AMX"),
+        ("int8", VECTORS, False, "no C compiler for the encoder in C for AVX2"),
+        ("int8", TILES, True, None),
+        ("int8", None, False, None),
+        ("fp32", TILES, False, None),
     ],
 )
-def test_a_tile_unit_without_what_uses_it_is_warned_of(
+def test_a_cpu_without_the_c_that_is_for_it_is_warned_of(
     monkeypatch: pytest.MonkeyPatch,
     precision: str,
-    has_tiles: bool,
+    target: Target | None,
     has_library: bool,
-    n_warnings: int,
+    warning: str | None,
 ) -> None:
-    monkeypatch.setattr(info, "suits", lambda target: has_tiles)
-    monkeypatch.setattr(info, "is_at_hand", lambda: has_library)
-    warnings = tile_warnings(precision)
-    assert len(warnings) == n_warnings
-    assert all("no C compiler" in warning for warning in warnings)
+    monkeypatch.setattr(info, "choose_target", lambda: target)
+    monkeypatch.setattr(info, "is_at_hand", lambda target: has_library)
+    warnings = native_warnings(precision)
+    assert len(warnings) == (warning is not None)
+    assert all(str(warning) in found for found in warnings)
 
 
 def test_gpus_have_a_line_each(found: dict[str, Any]) -> None:

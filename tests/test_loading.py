@@ -28,10 +28,9 @@ from sensevoice_service.loading import (
 )
 from sensevoice_service.native_library import (
     PLAIN,
-    TILES,
     NativeUnavailable,
-    load_library,
-    suits,
+    Target,
+    choose_target,
 )
 from sensevoice_service.onnx_graph import Int8
 from sensevoice_service.steering import AnyEngine
@@ -73,11 +72,11 @@ def test_every_engine_can_be_steered(demo: Model, quantize: str) -> None:
 
 
 @pytest.fixture
-def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "suits", lambda target: False)
+def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "choose_target", lambda: None)
 
 
-@pytest.mark.usefixtures("without_tiles")
+@pytest.mark.usefixtures("without_native")
 def test_where_the_cpu_gets_int8_wrong_auto_serves_fp32_and_says_so(
     demo: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -89,7 +88,7 @@ def test_where_the_cpu_gets_int8_wrong_auto_serves_fp32_and_says_so(
     assert "serving in fp32" in caplog.text
 
 
-@pytest.mark.usefixtures("without_tiles")
+@pytest.mark.usefixtures("without_native")
 def test_where_the_cpu_gets_int8_wrong_int8_is_refused(
     demo: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,8 +97,8 @@ def test_where_the_cpu_gets_int8_wrong_int8_is_refused(
         open_model(demo.folder, EngineOptions("cpu", "int8"))
 
 
-@pytest.mark.usefixtures("without_tiles")
-def test_without_a_tile_unit_int8_is_onnxruntimes(
+@pytest.mark.usefixtures("without_native")
+def test_without_c_for_this_cpu_int8_is_onnxruntimes(
     demo: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -111,28 +110,27 @@ def test_without_a_tile_unit_int8_is_onnxruntimes(
 
 
 @pytest.fixture
-def with_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain C where this CPU has none: the same engine."""
-    if not suits(TILES):
-        monkeypatch.setattr(loading, "suits", lambda target: True)
-        monkeypatch.setattr(loading, "load_library", lambda: load_library(PLAIN))
+def native(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain C where there is none for this CPU: the same engine."""
+    if choose_target() is None:
+        monkeypatch.setattr(loading, "choose_target", lambda: PLAIN)
 
 
-@pytest.mark.usefixtures("with_tiles")
-def test_with_a_tile_unit_int8_is_native(demo: Model, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.usefixtures("native")
+def test_with_c_for_this_cpu_int8_is_native(demo: Model, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         opened = open_model(demo.folder, EngineOptions("cpu", "auto"))
     assert opened.engine.precision == "int8"
-    assert "int8 on the CPU's tile unit agrees with fp32" in caplog.text
+    assert f"int8 in C for {(choose_target() or PLAIN).name} agrees with fp32" in caplog.text
     heard = opened.engine([check_chunk()])[0]
     assert heard.token_ids.tolist() == demo.engine([check_chunk()])[0].token_ids.tolist()
 
 
-@pytest.mark.usefixtures("with_tiles")
+@pytest.mark.usefixtures("native")
 def test_where_the_native_library_cannot_be_had_onnxruntime_serves(
     demo: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail() -> None:
+    def fail(target: Target) -> None:
         raise NativeUnavailable("there is no C compiler (cc) for the native encoder")
 
     monkeypatch.setattr(loading, "load_library", fail)
@@ -143,7 +141,7 @@ def test_where_the_native_library_cannot_be_had_onnxruntime_serves(
     assert opened.engine.precision == "int8"
 
 
-@pytest.mark.usefixtures("with_tiles")
+@pytest.mark.usefixtures("native")
 def test_a_native_library_that_hears_something_else_does_not_serve(
     demo: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -157,7 +155,7 @@ def test_a_native_library_that_hears_something_else_does_not_serve(
             ctypes.memset(call.hidden, 0, n_bytes)
             return 1
 
-    monkeypatch.setattr(loading, "load_library", Deaf)
+    monkeypatch.setattr(loading, "load_library", lambda target: Deaf())
     with caplog.at_level(logging.INFO):
         opened = open_model(demo.folder, EngineOptions("cpu", "auto"))
     assert "does not agree with fp32" in caplog.text

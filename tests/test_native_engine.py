@@ -1,4 +1,4 @@
-"""The engine in C against torch's: for tiles where the CPU has them, and in plain C everywhere."""
+"""The engine in C against torch's: for AMX and AVX2 where a CPU has them, and plain everywhere."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from sensevoice_service.native_engine import FRAMES_TOGETHER, NativeEngine, grou
 from sensevoice_service.native_library import (
     PLAIN,
     TILES,
+    VECTORS,
     NativeUnavailable,
     Target,
     load_library,
@@ -39,14 +40,14 @@ from tests.models import Model
 from tests.native_fakes import Encoding, Silent
 
 SHARED = Threads(narrow=1, wide=2)
-TARGETS = {"plain": PLAIN, "tiles": TILES}
+TARGETS = {"plain": PLAIN, "vectors": VECTORS, "tiles": TILES}
 
 
 @pytest.fixture(scope="module", params=TARGETS)
 def library(request: pytest.FixtureRequest) -> ctypes.CDLL:
     target: Target = TARGETS[request.param]
     if not suits(target):
-        pytest.skip("this CPU has no tile unit")
+        pytest.skip(f"this CPU has no {target.name}")
     return load_library(target)
 
 
@@ -109,6 +110,21 @@ def test_other_sizes_are_heard_too(
     assert likeness(heard_by_torch(model, batch), engine.hidden(batch)) > 0.99
 
 
+def test_no_sum_overflows(library: ctypes.CDLL, demo: Model) -> None:
+    """Weights of one sign and the highest levels beside each other."""
+    torch.manual_seed(0)
+    model = SenseVoice(EncoderConfig(70, 48, 64, 2, 128, 3, 2, 5)).eval()
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if "feed_forward.w" in name and values.dim() == 2:
+                values.abs_()
+            elif "norm2.bias" in name:
+                values.add_(5.0)
+    engine = NativeEngine(model, demo.engine.frontend, SHARED, library)
+    batch = features_of([40], 48)
+    assert likeness(heard_by_torch(model, batch), engine.hidden(batch)) > 0.99
+
+
 def test_a_row_of_a_batch_is_exactly_the_row_alone(
     engine: NativeEngine, chunks: list[Chunk]
 ) -> None:
@@ -144,14 +160,10 @@ def test_a_team_gives_the_bits_that_one_thread_gives(
         assert same(one, other)
 
 
-@pytest.mark.skipif(not suits(TILES), reason="this CPU has no tile unit")
-def test_tiles_give_what_plain_c_gives(demo: Model) -> None:
-    plain, tiles = (
-        NativeEngine(demo.engine.model, demo.engine.frontend, SHARED, load_library(target))
-        for target in (PLAIN, TILES)
-    )
+def test_each_target_gives_what_plain_c_gives(engine: NativeEngine, demo: Model) -> None:
+    plain = NativeEngine(demo.engine.model, demo.engine.frontend, SHARED, load_library(PLAIN))
     batch = plain.frontend([check_chunk()])
-    assert likeness(plain.hidden(batch), tiles.hidden(batch)) > 0.999
+    assert likeness(plain.hidden(batch), engine.hidden(batch)) > 0.999
 
 
 def test_audio_longer_than_all_before_gets_its_positions(demo: Model, library: ctypes.CDLL) -> None:

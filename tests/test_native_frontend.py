@@ -11,11 +11,11 @@ import torch
 from sensevoice_service.frontend import INT16_SCALE, Frontend, mel_banks
 from sensevoice_service.loading import check_chunk
 from sensevoice_service.native_frontend import NativeFrontend, triangles
-from sensevoice_service.native_library import PLAIN, TILES, load_library, suits
+from sensevoice_service.native_library import PLAIN, TILES, VECTORS, load_library, suits
 from sensevoice_service.types import lfr_frames
 from tests.models import Model, chunk_of, noise, tone
 
-TARGETS = {"plain": PLAIN, "tiles": TILES}
+TARGETS = {"plain": PLAIN, "vectors": VECTORS, "tiles": TILES}
 CLOSE = 2e-4  # of features that reach from -8 to 8
 
 
@@ -28,7 +28,7 @@ def plain(demo: Model) -> Frontend:
 def native(request: pytest.FixtureRequest, plain: Frontend) -> NativeFrontend:
     target = TARGETS[request.param]
     if not suits(target):
-        pytest.skip("this CPU has no tile unit")
+        pytest.skip(f"this CPU has no {target.name}")
     return NativeFrontend(plain, load_library(target))
 
 

@@ -14,7 +14,10 @@ from sensevoice_service.native_library import (
     PLAIN,
     SOURCES,
     TILES,
+    VECTORS,
     NativeUnavailable,
+    Target,
+    choose_target,
     compile_library,
     is_at_hand,
     load_library,
@@ -63,8 +66,30 @@ def test_a_cpu_suits_if_it_has_all_that_is_needed(tmp_path: Path, flags: str, do
     assert suits(PLAIN, cpuinfo)
 
 
+@pytest.mark.parametrize(
+    ("flags", "target"),
+    [
+        (ALL_FLAGS, TILES),
+        ("avx2 fma bmi2 avx512f avx512_vnni", None),
+        ("avx2 fma bmi2 avx_vnni", None),
+        ("avx2 fma bmi2 avx512f", VECTORS),
+        ("avx2 fma bmi2", VECTORS),
+        ("avx2 fma", None),
+        ("sse4_2 avx", None),
+        ("fp asimd asimddp", None),
+    ],
+)
+def test_c_is_for_cpus_on_which_it_is_faster(
+    tmp_path: Path, flags: str, target: Target | None
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"flags\t\t: {flags}\n")
+    assert choose_target(cpuinfo) is target
+
+
 def test_without_cpuinfo_nothing_is_taken_for_granted(tmp_path: Path) -> None:
     assert not suits(TILES, tmp_path / "none")
+    assert choose_target(tmp_path / "none") is None
 
 
 def test_it_is_compiled_once_and_found_after_that(
@@ -148,7 +173,7 @@ def test_a_file_that_is_no_library_is_not_loaded(sources: Path) -> None:
 def test_a_kernel_that_forbids_the_tile_unit_is_believed(
     sources: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = sources / "tiles.h"
+    source = sources / "tiles_plain.h"
     source.write_text(
         source.read_text().replace(
             "static inline int tiles_permitted(void) { return 1; }",
@@ -169,13 +194,13 @@ def test_the_library_keeps_tiny_numbers_for_others() -> None:
     assert b"set_fast_math" not in path_of(PLAIN).read_bytes()
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86 has this tile unit")
-def test_an_image_has_it_compiled_for_tiles(
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="it is for x86 alone")
+def test_an_image_has_it_compiled_for_all_that_may_run_it(
     sources: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main() == 0
-    assert capsys.readouterr().out.split() == [str(path_of(TILES))]
-    assert libraries(sources) == [path_of(TILES)]
+    assert capsys.readouterr().out.split() == [str(path_of(TILES)), str(path_of(VECTORS))]
+    assert libraries(sources) == sorted([path_of(TILES), path_of(VECTORS)])
 
 
 def test_an_image_without_it_is_not_built(

@@ -4,9 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sensevoice_service.encoder import EncoderConfig
-from sensevoice_service.native_network import NetworkWeights, aligned, to_panels, why_not
+from sensevoice_service.native_network import (
+    NetworkWeights,
+    aligned,
+    quantize_columns,
+    sums_of_groups,
+    to_panels,
+    why_not,
+)
 from tests.models import Model
 
 PUBLISHED = EncoderConfig(vocab_size=25_055)
@@ -39,6 +47,48 @@ def test_a_panel_is_two_tiles_at_each_step_of_four_neighbours_a_column() -> None
         panel, tile, within = column // 32, column % 32 // 16, column % 16
         step, row, neighbour = at // 64, at % 64 // 4, at % 4
         assert panels[panel, step, tile, row, within, neighbour] == columns[column, at]
+
+
+def some_weights() -> NDArray[np.float32]:
+    """Columns of each kind: like any, of one sign and height, with one that is far from all."""
+    weights = np.random.default_rng(0).normal(size=(6, 64)).astype(np.float32)
+    weights[1], weights[2], weights[3, 5], weights[4] = 0.5, -2.0, 40.0, 0.0
+    return weights
+
+
+def test_columns_have_the_whole_range_and_a_scale_each() -> None:
+    weights = some_weights()
+    columns, scales = quantize_columns(weights)
+    assert np.abs(columns).max(axis=1).tolist() == [127, 127, 127, 127, 0, 127]
+    assert (
+        np.abs(columns * scales[:, None] - weights).max(axis=1).tolist()
+        <= (scales * 0.501).tolist()
+    )
+
+
+def test_a_group_is_what_avx2_sums_in_16_bits() -> None:
+    """Pairs of neighbours, from four instructions that have four bytes of a column each."""
+    columns = np.arange(1, 65).reshape(2, 32)
+    columns[1] *= -1
+    groups = [
+        [first + four * 4 + pair * 2 + neighbour for four in range(4) for neighbour in range(2)]
+        for first in (0, 16)
+        for pair in (0, 1)
+    ]
+    wanted = np.array([[columns[row, group].sum() for group in groups] for row in range(2)])
+    found = sums_of_groups(columns)
+    assert found[0].tolist() == [*wanted[0], 0, 0, 0, 0]
+    assert found[1].tolist() == [0, 0, 0, 0, *-wanted[1]]
+
+
+def test_no_group_of_weights_leaves_16_bits() -> None:
+    weights = some_weights()
+    columns, scales = quantize_columns(weights, highest_sum=181)
+    highest = sums_of_groups(columns.astype(int)).max(axis=1)
+    assert highest.max() <= 181
+    assert highest[[0, 1, 2, 5]].min() > 160
+    assert np.abs(columns[3]).max() == 127  # alone in its group, it may have the whole range
+    assert np.abs(columns * scales[:, None] - weights).max() <= 0.501 * scales.max()
 
 
 @pytest.mark.parametrize("n", [1, 15, 16, 1_000, 100_000])

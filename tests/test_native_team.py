@@ -16,14 +16,21 @@ from sensevoice_service.callers import Threads
 from sensevoice_service.encoder import EncoderConfig, SenseVoice
 from sensevoice_service.frontend import FeatureBatch
 from sensevoice_service.native_engine import NativeEngine
-from sensevoice_service.native_library import PLAIN, TILES, Target, load_library, suits
+from sensevoice_service.native_library import (
+    PLAIN,
+    TILES,
+    VECTORS,
+    Target,
+    load_library,
+    suits,
+)
 from sensevoice_service.types import Chunk, Hypothesis
 from tests.engines import features_of, same
 from tests.models import Model
 
 DEEP = EncoderConfig(64, 80, 64, 2, 64, 200, 2, 3)  # as many places for a team to change
 # By the target: so many frames that a call takes about a second.
-FRAMES = {PLAIN: 100, TILES: 1_600}
+FRAMES = {PLAIN: 100, VECTORS: 800, TILES: 1_600}
 ALL_CORES = 3
 ATTEMPTS = 20
 PATIENCE_S = 60.0
@@ -31,11 +38,11 @@ WORKED_S = 0.05  # of all threads together
 Answer = Future[list[Hypothesis]]
 
 
-@pytest.fixture(scope="module", params=[PLAIN, TILES], ids=["plain", "tiles"])
+@pytest.fixture(scope="module", params=list(FRAMES), ids=lambda target: target.name)
 def target(request: pytest.FixtureRequest) -> Target:
     target: Target = request.param
     if not suits(target):
-        pytest.skip("this CPU has no tile unit")
+        pytest.skip(f"this CPU has no {target.name}")
     return target
 
 

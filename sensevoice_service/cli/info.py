@@ -16,10 +16,11 @@ from typing import Any
 from config import Settings, load_settings
 from sensevoice_service import __version__
 from sensevoice_service.cli.machine import Cpu, Gpu, read_cpu, read_gpus
+from sensevoice_service.cpu_flags import lacks_byte_products
 from sensevoice_service.hub import HUB_NAMES
 from sensevoice_service.memory import read_memory
 from sensevoice_service.model_store import resolve_model
-from sensevoice_service.native_library import TILES, is_at_hand, suits
+from sensevoice_service.native_library import choose_target, is_at_hand
 from sensevoice_service.types import ModelError
 
 ROOT = Path(__file__).parents[2]
@@ -63,23 +64,25 @@ def gather(settings: Settings) -> dict[str, Any]:
             *model_warnings,
             *device_warnings,
             *cpu_warnings(cpu, device["precision"]),
-            *tile_warnings(device["precision"]),
+            *native_warnings(device["precision"]),
             *gpu_warnings(gpus),
         ],
     }
 
 
 def cpu_warnings(cpu: Cpu, precision: str | None) -> list[str]:
-    is_slow = precision == "int8" and "avx2" in cpu.features and not _has_vnni(cpu)
-    return ["this CPU has no VNNI: int8 is slower and less exact on it"] if is_slow else []
+    is_slow = precision == "int8" and lacks_byte_products(frozenset(cpu.features))
+    return ["this CPU has no VNNI: int8 is slower on it than on newer ones"] if is_slow else []
 
 
-def tile_warnings(precision: str | None) -> list[str]:
-    is_missed = precision == "int8" and suits(TILES) and not is_at_hand()
+def native_warnings(precision: str | None) -> list[str]:
+    target = choose_target()
+    if precision != "int8" or target is None or is_at_hand(target):
+        return []
     return [
-        "this CPU has a tile unit, but there is no C compiler for what uses it (gcc libc6-dev):"
+        f"there is no C compiler for the encoder in C for {target.name} (gcc libc6-dev):"
         " int8 has little more than half its speed"
-    ] * is_missed
+    ]
 
 
 def gpu_warnings(gpus: Sequence[Gpu]) -> list[str]:
@@ -89,10 +92,6 @@ def gpu_warnings(gpus: Sequence[Gpu]) -> list[str]:
         for gpu in gpus
         if gpu.is_held_back
     ]
-
-
-def _has_vnni(cpu: Cpu) -> bool:
-    return not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(cpu.features)
 
 
 def _model(settings: Settings) -> tuple[dict[str, Any], list[str]]:

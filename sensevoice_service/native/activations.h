@@ -5,24 +5,19 @@
 #include <math.h>
 
 #include "call.h"
-
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE bf16 rounded(float value) {
-    union {
-        float value;
-        uint32_t bits;
-    } both = {value};
-    return (bf16)((both.bits + 0x7fff + (both.bits >> 16 & 1)) >> 16);
-}
+#include "halves.h"
 
 INLINE uint8_t level_of(float value, float per_unit, float zero) {
-    const float level = value * per_unit + zero + 0.5f;
-    return (uint8_t)(int)(level > 255.0f ? 255.0f : level);
+    const float level = value * per_unit + zero + 0.5f, highest = HIGHEST_LEVEL;
+    return (uint8_t)(int)(level > highest ? highest : level);
 }
 
-/* Several sums at once, since each addition waits for the one before it. */
+/* A register of the vectors. Several sums at once, since each addition waits for the one before. */
+#ifdef __AVX512F__
 typedef float Lanes __attribute__((vector_size(64), aligned(4)));
+#else
+typedef float Lanes __attribute__((vector_size(32), aligned(4)));
+#endif
 enum { LANES = sizeof(Lanes) / sizeof(float), CHAINS = 4 };
 
 #define ZEROS ((Lanes){0})
@@ -56,7 +51,7 @@ static Range range_of(const float *values, int n) {
 static void quantize_row(const float *values, int n, Quantized out, int row) {
     const Range range = range_of(values, n);
     const float width = range.high - range.low;
-    const float scale = width > 0.0f ? width / 255.0f : 1.0f;
+    const float scale = width > 0.0f ? width / HIGHEST_LEVEL : 1.0f;
     const float zero = floorf(0.5f - range.low / scale), per_unit = 1.0f / scale;
     out.scales[row] = scale;
     out.zeros[row] = zero;

@@ -1,4 +1,4 @@
-/* Self-attention in bf16, each head of each utterance by itself, up to 32 queries at a time. */
+/* Self-attention in halves, each head of each utterance by itself, up to 32 queries at a time. */
 #ifndef SENSEVOICE_ATTENTION_H
 #define SENSEVOICE_ATTENTION_H
 
@@ -7,37 +7,49 @@
 
 #include "activations.h"
 
-enum { QUERIES = 2 * TILE_ROWS, BF16_TILE = TILE_BYTES / sizeof(bf16) };
+/* Whole numbers are as large as lets the sums of their products be so. */
+enum { MOST_OF_VALUES = 2047 };
+
+INLINE float most_of_keys(int room) { return floorf(sqrtf((float)INT32_MAX / (float)room)) - 1.0f; }
+
+enum { QUERIES = 2 * TILE_ROWS, HALF_TILE = TILE_BYTES / sizeof(Half) };
 
 /* Where the tiles of one head of an utterance begin, in any of the three. */
-static bf16 *head_of(const Call *call, bf16 *all, const Utterance *one, int head) {
+static Half *head_of(const Call *call, Half *all, const Utterance *one, int head) {
     const size_t room = head_room_of(call->network), n_heads = call->network->n_heads;
     return all + (2 * one->first_row * n_heads + padded(one->n_frames, 32) * head) * room;
 }
 
+/* The units of its frames, likewise. */
+static float *units_of(const Call *call, float *all, const Utterance *one, int head) {
+    return all + 2 * one->first_row * call->network->n_heads + padded(one->n_frames, 32) * head;
+}
+
 /* Where pieces of 32 values go. A query's lie in a row of a tile. A key is a column: its pairs lie
  * one below the other. Values of two frames that follow each other are a row of pairs. */
-INLINE void put_query(const float *piece, int frame, int step, int room, bf16 *head) {
-    bf16 *to = head + (size_t)(frame / 16) * 16 * room + step * BF16_TILE + frame % 16 * 32;
-    for (int i = 0; i < 32; i++) to[i] = rounded(piece[i]);
+INLINE void put_query(const float *piece, float per_unit, int frame, int step, int room,
+                      Half *head) {
+    Half *to = head + (size_t)(frame / 16) * 16 * room + step * HALF_TILE + frame % 16 * 32;
+    for (int i = 0; i < 32; i++) to[i] = half_of(piece[i], per_unit);
 }
 
-INLINE void put_key(const float *piece, int frame, int step, int room, bf16 *head) {
-    bf16 *to = head + (size_t)(frame / 32) * 32 * room + step * 2 * BF16_TILE +
-               frame % 32 / 16 * BF16_TILE + frame % 16 * 2;
-    bf16 key[32];
-    for (int i = 0; i < 32; i++) key[i] = rounded(piece[i]);
-    for (int pair = 0; pair < 16; pair++) memcpy(to + pair * 32, key + 2 * pair, 2 * sizeof(bf16));
+INLINE void put_key(const float *piece, float per_unit, int frame, int step, int room,
+                    Half *head) {
+    Half *to = head + (size_t)(frame / 32) * 32 * room + step * 2 * HALF_TILE +
+               frame % 32 / 16 * HALF_TILE + frame % 16 * 2;
+    Half key[32];
+    for (int i = 0; i < 32; i++) key[i] = half_of(piece[i], per_unit);
+    for (int pair = 0; pair < 16; pair++) memcpy(to + pair * 32, key + 2 * pair, 2 * sizeof(Half));
 }
 
-INLINE void put_values(const float *one, const float *next, int frame, int panel, int n_padded,
-                       bf16 *head) {
-    bf16 *to = head + (size_t)panel * 32 * n_padded + (size_t)(frame / 32) * 2 * BF16_TILE +
+INLINE void put_values(const float *one, const float *next, const float *per_unit, int frame,
+                       int panel, int n_padded, Half *head) {
+    Half *to = head + (size_t)panel * 32 * n_padded + (size_t)(frame / 32) * 2 * HALF_TILE +
                frame % 32 / 2 * 32;
-    for (int tile = 0; tile < 2; tile++, to += BF16_TILE, one += 16, next += 16)
+    for (int tile = 0; tile < 2; tile++, to += HALF_TILE, one += 16, next += 16)
         for (int i = 0; i < 16; i++) {
-            const uint32_t pair = rounded(one[i]) | (uint32_t)rounded(next[i]) << 16;
-            memcpy(to + 2 * i, &pair, sizeof pair);
+            const Half pair[] = {half_of(one[i], per_unit[0]), half_of(next[i], per_unit[1])};
+            memcpy(to + 2 * i, pair, sizeof pair);
         }
 }
 
@@ -55,53 +67,75 @@ INLINE float exp2_of(float x) {
     return (1.0f + f * (0.69314718f + f * q)) * power.value;
 }
 
+/* Shares times what their values are units of, and how many units these then are: as many as keep
+ * the sum of products with numbers up to `MOST_OF_VALUES` in 32 bits. */
+static float weigh(float *shares, const float *value_units, int n_padded) {
+    const float most = INT16_MAX, most_of_all = 1e6f;
+    float high = 0.0f, sum = 0.0f;
+    for (int i = 0; i < n_padded; i++) {
+        shares[i] *= value_units[i];
+        sum += shares[i];
+        high = shares[i] > high ? shares[i] : high;
+    }
+    return fminf(most / high, most_of_all / sum);
+}
+
 /* Shares of one row of scores, in row tiles; returns one over their sum. */
-static float soften(float *scores, int n, int n_padded, float scale, bf16 *out) {
-    float high = scores[0], sum = 0.0f;
+static float soften(float *scores, int n, int n_padded, float scale, const float *key_units,
+                    const float *value_units, Half *out) {
+    float sum = 0.0f, per_unit = 1.0f;
+    if (HALVES_ARE_WHOLE)
+        for (int i = 0; i < n; i++) scores[i] *= key_units[i];
+    float high = scores[0];
     for (int i = n; i < n_padded; i++) scores[i] = -FLT_MAX;
     for (int i = 0; i < n_padded; i++) high = scores[i] > high ? scores[i] : high;
     for (int i = 0; i < n_padded; i++) sum += scores[i] = exp2_of((scores[i] - high) * scale);
-    for (int at = 0; at < n_padded; at += BF16_STEP, out += BF16_TILE)
-        for (int i = 0; i < BF16_STEP; i++) out[i] = rounded(scores[at + i]);
-    return 1.0f / sum;
+    if (HALVES_ARE_WHOLE) per_unit = weigh(scores, value_units, n_padded);
+    for (int at = 0; at < n_padded; at += HALF_STEP, out += HALF_TILE)
+        for (int i = 0; i < HALF_STEP; i++) out[i] = half_of(scores[at + i], per_unit);
+    return 1.0f / (sum * per_unit);
 }
 
 static void attend_block(Member *member, const Utterance *one, int head, int frame) {
-    const float log2_e = 1.44269504f;
     Call *call = member->call;
     const int size = call->network->size, head_size = head_size_of(call->network);
     const int room = head_room_of(call->network);
+    const float log2_e = 1.44269504f, scale = log2_e / sqrtf((float)head_size);
     const int n = one->n_frames, n_padded = padded(n, 32);
-    const int n_tiles = n - frame > TILE_ROWS ? 2 : 1;
+    const int n_left = rows_of(call, one) - frame, n_rows = n_left < QUERIES ? n_left : QUERIES;
     float *scores = call->scores + (size_t)member->rank * QUERIES * call->n_longest;
-    bf16 *shares = call->shares + (size_t)member->rank * QUERIES * call->n_longest;
-    const bf16 *keys = head_of(call, call->key_panels, one, head);
-    const bf16 *values = head_of(call, call->value_panels, one, head);
+    Half *shares = call->shares + (size_t)member->rank * QUERIES * call->n_longest;
+    const Half *keys = head_of(call, call->key_panels, one, head);
+    const Half *values = head_of(call, call->value_panels, one, head);
     Operands in = {
         .rows = head_of(call, call->query_tiles, one, head) + (size_t)frame * room,
-        .row_tile_bytes = TILE_ROWS * room * sizeof(bf16),
-        .n_row_tiles = n_tiles,
-        .n_steps = room / BF16_STEP,
+        .row_tile_bytes = TILE_ROWS * room * sizeof(Half),
+        .n_rows = n_rows,
+        .n_steps = room / HALF_STEP,
     };
     for (int key = 0; key < n_padded; key += PANEL_COLUMNS) {
         in.panel = keys + (size_t)key * room;
-        product_bf16(in, scores + key, n_padded);
+        product_half(in, scores + key, n_padded);
     }
+    const float *query_units = units_of(call, call->query_units, one, head) + frame;
+    const float *key_units = units_of(call, call->key_units, one, head);
+    const float *value_units = units_of(call, call->value_units, one, head);
     float per_sum[QUERIES];
-    for (int row = 0; row < n_tiles * TILE_ROWS; row++)
+    for (int row = 0; row < n_rows; row++)
         per_sum[row] = soften(scores + (size_t)row * n_padded, n, n_padded,
-                              log2_e / sqrtf((float)head_size),
+                              scale * (HALVES_ARE_WHOLE ? query_units[row] : 1.0f), key_units,
+                              value_units,
                               shares + (size_t)row / 16 * 16 * n_padded + row % 16 * 32);
     in.rows = shares;
-    in.row_tile_bytes = TILE_ROWS * n_padded * sizeof(bf16);
-    in.n_steps = n_padded / BF16_STEP;
+    in.row_tile_bytes = TILE_ROWS * n_padded * sizeof(Half);
+    in.n_steps = n_padded / HALF_STEP;
     float *out = call->context + (size_t)(one->first_row + frame) * size + head * head_size;
     float context[QUERIES * PANEL_COLUMNS] __attribute__((aligned(64)));
     for (int column = 0; column < head_size; column += PANEL_COLUMNS) {
         in.panel = values + (size_t)column * n_padded;
-        product_bf16(in, context, PANEL_COLUMNS);
+        product_half(in, context, PANEL_COLUMNS);
         const int n_here = head_size - column < PANEL_COLUMNS ? head_size - column : PANEL_COLUMNS;
-        for (int row = 0; row < n_tiles * TILE_ROWS; row++)
+        for (int row = 0; row < n_rows; row++)
             for (int i = 0; i < n_here; i++)
                 out[(size_t)row * size + column + i] =
                     context[row * PANEL_COLUMNS + i] * per_sum[row];

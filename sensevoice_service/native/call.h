@@ -21,16 +21,17 @@ typedef struct {
 struct Call {
     const Network *network;
     Team team;
-    int n_rows, n_utterances;
+    int n_rows, n_utterances; /* up to the last frame, and an even number */
     Utterance *utterances;
     const float *x;
     float *residual, *context, *values; /* (n_rows, size) */
     int32_t *sums;                      /* of a product, see `sums_of` */
-    bf16 *query_tiles, *key_panels, *value_panels;
+    Half *query_tiles, *key_panels, *value_panels;
+    float *query_units, *key_units, *value_units; /* where halves are whole numbers, see halves.h */
     Quantized input;
     int n_longest;  /* frames, padded to whole panels */
     float *scores;  /* of each member, (32, n_longest) */
-    bf16 *shares;   /* the same, in row tiles */
+    Half *shares;   /* the same, in row tiles */
     float *best;    /* of each member, (n_rows) */
     int32_t *best_ids;
     int32_t *ids;
@@ -44,11 +45,17 @@ static inline int head_size_of(const Network *network) { return network->size / 
 /* Heads have room for whole tiles: behind their own values there are zeros. */
 static inline int head_room_of(const Network *network) { return padded(head_size_of(network), 32); }
 
+/* Of the utterance: to the end of its last tile, or of the call. */
+static inline int rows_of(const Call *call, const Utterance *one) {
+    const int n_rows = padded(one->n_frames, TILE_ROWS), n_left = call->n_rows - one->first_row;
+    return n_rows < n_left ? n_rows : n_left;
+}
+
 /* Sums of a product lie panel by panel, all rows of one behind those of the other, so that a block
  * of 32 rows is written in one piece. The gap keeps panels off each other's lines of the cache. */
 static inline size_t sums_of_panel(int n_rows) {
     enum { GAP = 16 };
-    return (size_t)n_rows * PANEL_COLUMNS + GAP;
+    return (size_t)padded(n_rows, TILE_ROWS) * PANEL_COLUMNS + GAP;
 }
 
 static inline int32_t *sums_of(const Call *call, int panel, int row) {

@@ -1,4 +1,4 @@
-/* SenseVoiceSmall's encoder and CTC head on a CPU with a tile unit: int8 products, bf16 attention.
+/* SenseVoiceSmall's encoder and CTC head on a CPU with a tile unit: int8 products, attention in 16 bits.
  *
  * Utterances lie one behind the other in one matrix of frames, each from a row that is a multiple
  * of 16 on; rows behind its last frame hold nothing that another row reads. Products write sums of
@@ -24,7 +24,7 @@ static Operands operands(const Call *call, const Linear *layer, int panel, int r
     return (Operands){
         .rows = call->input.levels + (size_t)row * layer->n_in,
         .row_tile_bytes = (ptrdiff_t)TILE_ROWS * layer->n_in,
-        .n_row_tiles = call->n_rows - row > TILE_ROWS ? 2 : 1,
+        .n_rows = call->n_rows - row < 32 ? call->n_rows - row : 32,
         .n_steps = n_steps,
         .panel = layer->panels + panel * panel_bytes,
         .ahead = layer->panels + (panel + 1) * panel_bytes + (size_t)row / 32 * n_steps * lines * 64,
@@ -79,30 +79,48 @@ static const float *piece_of(const float *head, int at, int head_size, float *sp
     return spare;
 }
 
+/* Of a head's queries, keys and values in two frames. */
+static void choose_units(const Call *call, const Utterance *one, int head, int frame,
+                         const float *query, float per_unit[3][2]) {
+    const Network *network = call->network;
+    const int size = network->size, head_size = head_size_of(network);
+    const float most = most_of_keys(head_room_of(network));
+    const float most_of[] = {most, most, MOST_OF_VALUES};
+    float *const units[] = {call->query_units, call->key_units, call->value_units};
+    for (int kind = 0; kind < 3; kind++)
+        for (int i = 0; i < 2; i++) {
+            const float *values = query + (3 * i + kind) * size;
+            per_unit[kind][i] = per_unit_of(values, head_size, most_of[kind]);
+            if (HALVES_ARE_WHOLE)
+                units_of(call, units[kind], one, head)[frame + i] = 1.0f / per_unit[kind][i];
+        }
+}
+
 /* Two frames' queries, keys and values to where attention wants them. */
 static void part_pair(Call *call, const Utterance *one, int frame, const float *triples) {
     const Network *network = call->network;
     const int size = network->size, head_size = head_size_of(network);
     const int room = head_room_of(network), n_padded = padded(one->n_frames, 32);
     const int has_queries = frame < padded(one->n_frames, TILE_ROWS);
-    float spare[2][32];
+    float spare[2][32], per_unit[3][2];
     for (int head = 0; head < network->n_heads; head++) {
-        bf16 *queries = head_of(call, call->query_tiles, one, head);
-        bf16 *keys = head_of(call, call->key_panels, one, head);
-        bf16 *values = head_of(call, call->value_panels, one, head);
+        Half *queries = head_of(call, call->query_tiles, one, head);
+        Half *keys = head_of(call, call->key_panels, one, head);
+        Half *values = head_of(call, call->value_panels, one, head);
         const float *query = triples + head * head_size;
         const float *key = query + size, *value = key + size;
+        choose_units(call, one, head, frame, query, per_unit);
         for (int step = 0; step < room / 32; step++) {
             for (int i = 0; i < 2; i++) {
                 const int later = i * 3 * size, at = 32 * step;
                 const float *piece = piece_of(query + later, at, head_size, spare[0]);
-                if (has_queries) put_query(piece, frame + i, step, room, queries);
+                if (has_queries) put_query(piece, per_unit[0][i], frame + i, step, room, queries);
                 piece = piece_of(key + later, at, head_size, spare[0]);
-                put_key(piece, frame + i, step, room, keys);
+                put_key(piece, per_unit[1][i], frame + i, step, room, keys);
             }
             put_values(piece_of(value, 32 * step, head_size, spare[0]),
-                       piece_of(value + 3 * size, 32 * step, head_size, spare[1]), frame, step,
-                       n_padded, values);
+                       piece_of(value + 3 * size, 32 * step, head_size, spare[1]), per_unit[2],
+                       frame, step, n_padded, values);
         }
     }
 }
@@ -313,8 +331,9 @@ static int larger(int a, int b) { return a > b ? a : b; }
 static size_t lay_out(Call *call, char *memory) {
     char *const start = memory;
     const Network *network = call->network;
-    const size_t rows = call->n_rows, size = network->size, members = call->team.cores->n_all;
+    const size_t rows = padded(call->n_rows, TILE_ROWS), size = network->size, members = call->team.cores->n_all;
     const size_t in_heads = 2 * rows * network->n_heads * head_room_of(network);
+    const size_t in_units = HALVES_ARE_WHOLE ? 2 * rows * network->n_heads : 0;
     const size_t in_scores = members * QUERIES * call->n_longest;
     const int widest_out = larger(network->n_hidden, 3 * network->size);
     const int widest_in = larger(network->blocks[0].query_key_value.n_in,
@@ -325,20 +344,25 @@ static size_t lay_out(Call *call, char *memory) {
     call->context = take(&memory, sizeof(float) * rows * size);
     call->values = take(&memory, sizeof(float) * rows * size);
     call->sums = take(&memory, sums_bytes(rows, widest_out));
-    call->query_tiles = take(&memory, sizeof(bf16) * in_heads);
-    call->key_panels = take(&memory, sizeof(bf16) * in_heads);
-    call->value_panels = take(&memory, sizeof(bf16) * in_heads);
+    call->query_tiles = take(&memory, sizeof(Half) * in_heads);
+    call->key_panels = take(&memory, sizeof(Half) * in_heads);
+    call->value_panels = take(&memory, sizeof(Half) * in_heads);
+    call->query_units = take(&memory, sizeof(float) * in_units);
+    call->key_units = take(&memory, sizeof(float) * in_units);
+    call->value_units = take(&memory, sizeof(float) * in_units);
     call->input.levels = take(&memory, rows * widest_in);
     call->input.scales = take(&memory, sizeof(float) * rows);
     call->input.zeros = take(&memory, sizeof(float) * rows);
     call->scores = take(&memory, sizeof(float) * in_scores);
-    call->shares = take(&memory, sizeof(bf16) * in_scores);
+    call->shares = take(&memory, sizeof(Half) * in_scores);
     call->best = take(&memory, sizeof(float) * members * rows);
     call->best_ids = take(&memory, sizeof(int32_t) * members * rows);
     return (size_t)(memory - start);
 }
 
 int sensevoice_begin(void) { return tiles_permitted(); }
+
+int sensevoice_highest_weight_sum(void) { return HIGHEST_WEIGHT_SUM; }
 
 int sensevoice_encode(const Network *network, Cores *cores, const float *x, const int32_t *n_frames,
                       int n_utterances, int has_followers, uint32_t n_calls_before,
@@ -349,7 +373,7 @@ int sensevoice_encode(const Network *network, Cores *cores, const float *x, cons
                        .n_calls_before = n_calls_before,
                        .work = run};
     for (int i = 0; i < n_utterances; i++) {
-        call.n_rows += padded(n_frames[i], TILE_ROWS);
+        call.n_rows = padded(call.n_rows, TILE_ROWS) + padded(n_frames[i], 2);
         if (padded(n_frames[i], 32) > call.n_longest) call.n_longest = padded(n_frames[i], 32);
     }
     char *memory = aligned_alloc(64, lay_out(&call, NULL));

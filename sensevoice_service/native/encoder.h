@@ -41,6 +41,9 @@ typedef struct {
 /* Whether this process may use the tile unit. */
 int sensevoice_begin(void);
 
+/* Of the weights of one sign in a group of eight, see tiles_avx2.h; 0 where there is no bound. */
+int sensevoice_highest_weight_sum(void);
+
 /* Frames of utterances, (rows, n_in of the first block) with each utterance padded to 16 rows, to
  * the best ids (rows), the last norm's (rows, size) and logits (rows, n_out); each may be NULL.
  * A call that `has_followers` leaves cores for them until one has begun since there were

@@ -1,0 +1,132 @@
+/* Tiles on the vectors of AVX2, for CPUs that have no instruction for int8 products (no VNNI).
+ *
+ * What there is multiplies unsigned by signed bytes and adds two neighbours in 16 bits, and then adds
+ * two of these in 32. The second step is as dear as the first, so it is taken for four sums of the
+ * first at once: eight products together must not leave 16 bits. That holds for levels up to 181
+ * and for weights of which those of one sign come to no more than 181 (181 * 181 < 2^15).
+ */
+#ifndef SENSEVOICE_TILES_AVX2_H
+#define SENSEVOICE_TILES_AVX2_H
+
+#include <immintrin.h>
+#include <string.h>
+
+typedef int16_t Half; /* a whole number of units, see halves.h */
+enum { HALVES_ARE_WHOLE = 1, HIGHEST_LEVEL = 181, HIGHEST_WEIGHT_SUM = 181 };
+
+static inline int tiles_permitted(void) { return 1; }
+static inline void tiles_begin(void) {}
+static inline void tiles_end(void) {}
+
+/* Two rows by a panel; more sums than that have no registers. */
+enum { ROWS_AT_ONCE = 2, VECTORS = PANEL_COLUMNS / 8, LINE_BYTES = 64, NEIGHBOUR_BYTES = 4 };
+/* So that a panel's part stays in the first cache while all rows go by. */
+enum { STEPS_AT_ONCE = 8 };
+
+typedef __m256i Sums[ROWS_AT_ONCE][VECTORS];
+
+/* The compiler would read weights again for every row, and put off what comes next to spill more. */
+#define HERE(vector) __asm__("" : "+x"(vector))
+
+#define TILE_INLINE static inline __attribute__((always_inline))
+
+TILE_INLINE __m256i neighbours(const char *at) {
+    int32_t four_bytes;
+    memcpy(&four_bytes, at, sizeof four_bytes);
+    return _mm256_set1_epi32(four_bytes);
+}
+
+TILE_INLINE __m256i weights(const char *panel, int group, int vector) {
+    const char *tile = panel + vector / 2 * TILE_BYTES;
+    __m256i read = _mm256_load_si256((const __m256i *)(tile + group * LINE_BYTES) + vector % 2);
+    HERE(read);
+    return read;
+}
+
+/* One step along the sum, 64 bytes of each row. */
+TILE_INLINE void step_int8(const char *rows, const char *panel, Sums sums) {
+    enum { TOGETHER = 4 };
+    for (int first = 0; first < LINE_BYTES / NEIGHBOUR_BYTES; first += TOGETHER) {
+        Sums pairs;
+#pragma GCC unroll 8
+        for (int group = first; group < first + TOGETHER; group++) {
+            const char *at = rows + group * NEIGHBOUR_BYTES;
+            const __m256i left[] = {neighbours(at), neighbours(at + LINE_BYTES)};
+#pragma GCC unroll 8
+            for (int vector = 0; vector < VECTORS; vector++) {
+                const __m256i right = weights(panel, group, vector);
+#pragma GCC unroll 8
+                for (int row = 0; row < ROWS_AT_ONCE; row++) {
+                    __m256i pair = _mm256_maddubs_epi16(left[row], right);
+                    if (group > first) pair = _mm256_add_epi16(pair, pairs[row][vector]);
+                    HERE(pair);
+                    pairs[row][vector] = pair;
+                }
+            }
+        }
+#pragma GCC unroll 8
+        for (int row = 0; row < ROWS_AT_ONCE; row++)
+#pragma GCC unroll 8
+            for (int vector = 0; vector < VECTORS; vector++)
+                sums[row][vector] = _mm256_add_epi32(
+                    sums[row][vector],
+                    _mm256_madd_epi16(pairs[row][vector], _mm256_set1_epi16(1)));
+    }
+}
+
+TILE_INLINE void step_half(const char *rows, const char *panel, Sums sums) {
+    for (int group = 0; group < LINE_BYTES / NEIGHBOUR_BYTES; group++) {
+        const char *at = rows + group * NEIGHBOUR_BYTES;
+        const __m256i left[] = {neighbours(at), neighbours(at + LINE_BYTES)};
+#pragma GCC unroll 8
+        for (int vector = 0; vector < VECTORS; vector++) {
+            const __m256i right = weights(panel, group, vector);
+#pragma GCC unroll 8
+            for (int row = 0; row < ROWS_AT_ONCE; row++) {
+                const __m256i pair = _mm256_madd_epi16(left[row], right);
+                __m256i sum = _mm256_add_epi32(sums[row][vector], pair);
+                HERE(sum);
+                sums[row][vector] = sum;
+            }
+        }
+    }
+}
+
+TILE_INLINE __m256i as_whole(__m256i sums) { return sums; }
+TILE_INLINE __m256i as_float(__m256i sums) { return _mm256_castps_si256(_mm256_cvtepi32_ps(sums)); }
+
+#define DEFINE_PRODUCT(name, value, add_step, read)                                               \
+    static inline void name(Operands in, value *out, int stride) {                                \
+        const char *ahead = in.ahead;                                                             \
+        const int n_pairs = (in.n_rows + 1) / ROWS_AT_ONCE;                                       \
+        const int lines = (in.lines_ahead * STEPS_AT_ONCE + n_pairs - 1) / n_pairs;               \
+        for (int first = 0; first < in.n_steps; first += STEPS_AT_ONCE) {                         \
+            const int is_last = in.n_steps - first <= STEPS_AT_ONCE;                              \
+            const int n_steps = is_last ? in.n_steps - first : STEPS_AT_ONCE;                     \
+            for (int row = 0; row < in.n_rows; row += ROWS_AT_ONCE) {                                \
+                const char *rows = (const char *)in.rows + row / TILE_ROWS * in.row_tile_bytes +  \
+                                   first * TILE_BYTES + row % TILE_ROWS * LINE_BYTES;             \
+                const char *panel = (const char *)in.panel + first * 2 * TILE_BYTES;              \
+                __m256i *kept[] = {(__m256i *)(out + row * stride),                               \
+                                   (__m256i *)(out + (row + 1) * stride)};                        \
+                Sums sums;                                                                        \
+                for (int vector = 0; vector < VECTORS; vector++)                                  \
+                    for (int i = 0; i < ROWS_AT_ONCE; i++)                                        \
+                        sums[i][vector] = first ? _mm256_loadu_si256(kept[i] + vector)            \
+                                                : _mm256_setzero_si256();                         \
+                for (int step = 0; step < n_steps; step++)                                        \
+                    add_step(rows + step * TILE_BYTES, panel + step * 2 * TILE_BYTES, sums);      \
+                for (int vector = 0; vector < VECTORS; vector++)                                  \
+                    for (int i = 0; i < ROWS_AT_ONCE; i++)                                        \
+                        _mm256_storeu_si256(kept[i] + vector, is_last ? read(sums[i][vector])     \
+                                                                      : sums[i][vector]);         \
+                for (int i = 0; i < lines; i++, ahead += LINE_BYTES)                              \
+                    __builtin_prefetch(ahead, 0, 2);                                              \
+            }                                                                                     \
+        }                                                                                         \
+    }
+
+DEFINE_PRODUCT(product_int8, int32_t, step_int8, as_whole)
+DEFINE_PRODUCT(product_half, float, step_half, as_float)
+
+#endif
