@@ -29,6 +29,7 @@ from sensevoice_service.logs import configure_logging
 from sensevoice_service.memory import MemoryGauge, give_back, keep_all
 from sensevoice_service.metrics import Metrics, Sources
 from sensevoice_service.model_store import ModelFolder, resolve_model
+from sensevoice_service.native_library import compile_ahead
 from sensevoice_service.pipeline import Decode, Pipeline, PipelinePolicy
 from sensevoice_service.plain_wav import reading_plain_wavs
 from sensevoice_service.routes.app import build_app
@@ -120,7 +121,9 @@ def load_model(settings: Settings, pool: Executor, stop: threading.Event) -> Loa
         hub_timeout_s=HUB_TIMEOUT_S,
         stop=stop,
     )
-    # torch takes seconds to import: /health answers meanwhile.
+    if settings.DEVICE in ("auto", "cpu") and settings.QUANTIZE in ("auto", "int8"):
+        pool.submit(compile_ahead)
+    # torch takes seconds to import: /health answers meanwhile, and a compiler can be done.
     from sensevoice_service.engine import warm_up_shapes
     from sensevoice_service.loading import EngineOptions, open_model
 

@@ -15,6 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +31,8 @@ FLAGS = (
     *("-fassociative-math", "-freciprocal-math"),
 )
 COMPILE_S = 120.0
+
+_at_work = threading.Lock()
 
 
 class NativeUnavailable(Exception):
@@ -76,8 +80,23 @@ def choose_target(cpuinfo: Path = CPUINFO) -> Target | None:
 
 
 def load_library(target: Target) -> ctypes.CDLL:
-    """Compile it unless that has been done, and load it. Raises ``NativeUnavailable``."""
-    path = path_of(target)
+    """Compile it unless that has been done, and load it. Raises ``NativeUnavailable``.
+
+    A second caller waits for the first, and finds what that has compiled.
+    """
+    with _at_work:
+        return _load(target, path_of(target))
+
+
+def compile_ahead() -> None:
+    """What ``load_library`` will be asked for, if it is; whoever asks is told of what fails."""
+    target = choose_target()
+    if target is not None and is_writable(SOURCES):
+        with suppress(NativeUnavailable):
+            load_library(target)
+
+
+def _load(target: Target, path: Path) -> ctypes.CDLL:
     try:
         if path.exists():
             return _checked(ctypes.CDLL(str(path)))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import platform
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from sensevoice_service.native_library import (
     NativeUnavailable,
     Target,
     choose_target,
+    compile_ahead,
     compile_library,
     is_at_hand,
     load_library,
@@ -100,6 +103,38 @@ def test_it_is_compiled_once_and_found_after_that(
     assert path_of(PLAIN).stat().st_mode & 0o777 == 0o755
     monkeypatch.setenv("CC", compiler(sources, "exit 1"))
     assert load_library(PLAIN).sensevoice_begin() == 1
+
+
+def test_what_is_compiled_ahead_is_found(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_library, "choose_target", lambda: PLAIN)
+    compile_ahead()
+    assert libraries(sources) == [path_of(PLAIN)]
+
+
+def test_who_asks_while_it_is_compiled_waits_for_that(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_library, "choose_target", lambda: PLAIN)
+    calls = sources / "calls"
+    monkeypatch.setenv("CC", compiler(sources, f'echo call >> "{calls}"; exec gcc "$@"'))
+    with ThreadPoolExecutor(3) as callers:
+        answers: list[Future[Any]] = [
+            callers.submit(compile_ahead),
+            callers.submit(load_library, PLAIN),
+            callers.submit(load_library, PLAIN),
+        ]
+    assert [answer.exception() for answer in answers] == [None] * 3
+    assert calls.read_text().split() == ["call"]
+
+
+@pytest.mark.parametrize("target", [None, PLAIN], ids=["no target", "no compiler"])
+def test_what_cannot_be_compiled_ahead_is_left_to_who_asks(
+    sources: Path, monkeypatch: pytest.MonkeyPatch, target: Target | None
+) -> None:
+    monkeypatch.setattr(native_library, "choose_target", lambda: target)
+    monkeypatch.setenv("CC", compiler(sources, "exit 1"))
+    compile_ahead()
+    assert libraries(sources) == []
 
 
 def test_other_sources_or_flags_are_another_library(sources: Path) -> None:

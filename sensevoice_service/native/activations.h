@@ -6,6 +6,7 @@
 
 #include "call.h"
 #include "halves.h"
+#include "lanes.h"
 
 INLINE uint8_t level_of(float value, float per_unit, float zero) {
     const float level = value * per_unit + zero + 0.5f, highest = HIGHEST_LEVEL;
@@ -13,11 +14,7 @@ INLINE uint8_t level_of(float value, float per_unit, float zero) {
 }
 
 /* A register of the vectors. Several sums at once, since each addition waits for the one before. */
-#ifdef __AVX512F__
-typedef float Lanes __attribute__((vector_size(64), aligned(4)));
-#else
-typedef float Lanes __attribute__((vector_size(32), aligned(4)));
-#endif
+typedef float Lanes __attribute__((vector_size(VECTOR_BYTES), aligned(4)));
 enum { LANES = sizeof(Lanes) / sizeof(float), CHAINS = 4 };
 
 #define ZEROS ((Lanes){0})

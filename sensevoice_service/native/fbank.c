@@ -1,16 +1,18 @@
-/* Kaldi's log-mel filter banks, stacked frames and CMVN, 16 windows at a time: each lane of a vector
- * is a window of its own, so that nothing is ever summed across lanes.
+/* Kaldi's log-mel filter banks, stacked frames and CMVN, 8 or 16 windows at a time: each lane of a
+ * vector is a window of its own, so that nothing is ever summed across lanes.
  */
 #include "fbank.h"
 
 #include <stdlib.h>
 #include <string.h>
 
+#include "lanes.h"
+
 #define HALF (FFT_SIZE / 2)
 
-enum { LANES = 16 };
-typedef float Lanes __attribute__((vector_size(64)));
-typedef int32_t Whole __attribute__((vector_size(64)));
+enum { LANES = VECTOR_BYTES / sizeof(float) };
+typedef float Lanes __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t Whole __attribute__((vector_size(VECTOR_BYTES)));
 
 typedef struct {
     Lanes re[HALF], im[HALF]; /* of pairs of samples, and then of their transform */
