@@ -31,7 +31,7 @@ from sensevoice_service.types import Chunk, Hypothesis
 
 # Of the utterances of a call; more frames gain nothing from sharing the weights.
 FRAMES_TOGETHER = 256
-ROWS_TOGETHER = 16  # each utterance begins at a whole tile of frames
+ROWS_TOGETHER = 2  # each utterance begins at an even row
 
 T = TypeVar("T")
 
@@ -170,7 +170,7 @@ def grouped(rows: Iterable[Features]) -> Iterator[list[Features]]:
 
 
 def stacked(rows: Sequence[Features]) -> tuple[Features, list[int]]:
-    """All rows, zeros behind each up to a whole tile, and where each begins."""
+    """All rows, zeros behind each up to an even number, and where each begins."""
     sizes = [len(row) + -len(row) % ROWS_TOGETHER for row in rows]
     firsts = np.cumsum([0, *sizes[:-1]]).tolist()
     x = np.zeros((sum(sizes), rows[0].shape[1]), np.float32)

@@ -17,12 +17,12 @@ enum { QUERIES = 2 * TILE_ROWS, HALF_TILE = TILE_BYTES / sizeof(Half) };
 /* Where the tiles of one head of an utterance begin, in any of the three. */
 static Half *head_of(const Call *call, Half *all, const Utterance *one, int head) {
     const size_t room = head_room_of(call->network), n_heads = call->network->n_heads;
-    return all + (2 * one->first_row * n_heads + padded(one->n_frames, 32) * head) * room;
+    return all + (one->n_keys_before * n_heads + keys_of(one->n_frames) * head) * room;
 }
 
 /* The units of its frames, likewise. */
 static float *units_of(const Call *call, float *all, const Utterance *one, int head) {
-    return all + 2 * one->first_row * call->network->n_heads + padded(one->n_frames, 32) * head;
+    return all + one->n_keys_before * call->network->n_heads + keys_of(one->n_frames) * head;
 }
 
 /* Where pieces of 32 values go. A query's lie in a row of a tile. A key is a column: its pairs lie
@@ -101,8 +101,8 @@ static void attend_block(Member *member, const Utterance *one, int head, int fra
     const int size = call->network->size, head_size = head_size_of(call->network);
     const int room = head_room_of(call->network);
     const float log2_e = 1.44269504f, scale = log2_e / sqrtf((float)head_size);
-    const int n = one->n_frames, n_padded = padded(n, 32);
-    const int n_left = rows_of(call, one) - frame, n_rows = n_left < QUERIES ? n_left : QUERIES;
+    const int n = one->n_frames, n_padded = keys_of(n);
+    const int n_left = rows_of(n) - frame, n_rows = n_left < QUERIES ? n_left : QUERIES;
     float *scores = call->scores + (size_t)member->rank * QUERIES * call->n_longest;
     Half *shares = call->shares + (size_t)member->rank * QUERIES * call->n_longest;
     const Half *keys = head_of(call, call->key_panels, one, head);

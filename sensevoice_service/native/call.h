@@ -16,12 +16,13 @@ typedef struct {
 
 typedef struct {
     int first_row, n_frames;
+    int n_keys_before; /* of the utterances before it, each padded to whole panels */
 } Utterance;
 
 struct Call {
     const Network *network;
     Team team;
-    int n_rows, n_utterances; /* up to the last frame, and an even number */
+    int n_rows, n_keys, n_utterances; /* of all utterances: see `Utterance` */
     Utterance *utterances;
     const float *x;
     float *residual, *context, *values; /* (n_rows, size) */
@@ -29,7 +30,7 @@ struct Call {
     Half *query_tiles, *key_panels, *value_panels;
     float *query_units, *key_units, *value_units; /* where halves are whole numbers, see halves.h */
     Quantized input;
-    int n_longest;  /* frames, padded to whole panels */
+    int n_longest;  /* keys of one utterance */
     float *scores;  /* of each member, (32, n_longest) */
     Half *shares;   /* the same, in row tiles */
     float *best;    /* of each member, (n_rows) */
@@ -45,11 +46,10 @@ static inline int head_size_of(const Network *network) { return network->size / 
 /* Heads have room for whole tiles: behind their own values there are zeros. */
 static inline int head_room_of(const Network *network) { return padded(head_size_of(network), 32); }
 
-/* Of the utterance: to the end of its last tile, or of the call. */
-static inline int rows_of(const Call *call, const Utterance *one) {
-    const int n_rows = padded(one->n_frames, TILE_ROWS), n_left = call->n_rows - one->first_row;
-    return n_rows < n_left ? n_rows : n_left;
-}
+/* Frames are read in pairs, so each utterance begins at an even row. */
+static inline int rows_of(int n_frames) { return padded(n_frames, 2); }
+
+static inline int keys_of(int n_frames) { return padded(n_frames, PANEL_COLUMNS); }
 
 /* Sums of a product lie panel by panel, all rows of one behind those of the other, so that a block
  * of 32 rows is written in one piece. The gap keeps panels off each other's lines of the cache. */

@@ -1,7 +1,7 @@
 /* SenseVoiceSmall's encoder and CTC head on a CPU with a tile unit: int8 products, attention in 16 bits.
  *
- * Utterances lie one behind the other in one matrix of frames, each from a row that is a multiple
- * of 16 on; rows behind its last frame hold nothing that another row reads. Products write sums of
+ * Utterances lie one behind the other in one matrix of frames, each from an even row on; a row
+ * behind its last frame holds nothing that another row reads. Products write sums of
  * whole numbers; what they stand for is found where they are read next, so that no step goes
  * through memory for its own sake.
  */
@@ -53,7 +53,7 @@ static void read_row(const Call *call, const Linear *layer, int row, float *out)
 
 static const Utterance *utterance_of(const Call *call, int row) {
     const Utterance *one = call->utterances;
-    while (row >= one->first_row + padded(one->n_frames, TILE_ROWS)) one++;
+    while (row >= one->first_row + rows_of(one->n_frames)) one++;
     return one;
 }
 
@@ -100,7 +100,7 @@ static void choose_units(const Call *call, const Utterance *one, int head, int f
 static void part_pair(Call *call, const Utterance *one, int frame, const float *triples) {
     const Network *network = call->network;
     const int size = network->size, head_size = head_size_of(network);
-    const int room = head_room_of(network), n_padded = padded(one->n_frames, 32);
+    const int room = head_room_of(network), n_padded = keys_of(one->n_frames);
     const int has_queries = frame < padded(one->n_frames, TILE_ROWS);
     float spare[2][32], per_unit[3][2];
     for (int head = 0; head < network->n_heads; head++) {
@@ -144,7 +144,7 @@ static void part(Member *member, const Linear *layer) {
         part_pair(call, one, first, triples);
         if (n_there > 2) continue;
         memset(triples, 0, sizeof triples);
-        for (int frame = first + 2; frame < padded(one->n_frames, 32); frame += 2)
+        for (int frame = first + 2; frame < keys_of(one->n_frames); frame += 2)
             part_pair(call, one, frame, triples);
     }
     wait_for_all(member);
@@ -331,9 +331,9 @@ static int larger(int a, int b) { return a > b ? a : b; }
 static size_t lay_out(Call *call, char *memory) {
     char *const start = memory;
     const Network *network = call->network;
-    const size_t rows = padded(call->n_rows, TILE_ROWS), size = network->size, members = call->team.cores->n_all;
-    const size_t in_heads = 2 * rows * network->n_heads * head_room_of(network);
-    const size_t in_units = HALVES_ARE_WHOLE ? 2 * rows * network->n_heads : 0;
+    const size_t rows = padded(call->n_rows, TILE_ROWS), size = network->size;
+    const size_t members = call->team.cores->n_all, keys = (size_t)call->n_keys * network->n_heads;
+    const size_t in_heads = keys * head_room_of(network), in_units = HALVES_ARE_WHOLE ? keys : 0;
     const size_t in_scores = members * QUERIES * call->n_longest;
     const int widest_out = larger(network->n_hidden, 3 * network->size);
     const int widest_in = larger(network->blocks[0].query_key_value.n_in,
@@ -373,14 +373,18 @@ int sensevoice_encode(const Network *network, Cores *cores, const float *x, cons
                        .n_calls_before = n_calls_before,
                        .work = run};
     for (int i = 0; i < n_utterances; i++) {
-        call.n_rows = padded(call.n_rows, TILE_ROWS) + padded(n_frames[i], 2);
-        if (padded(n_frames[i], 32) > call.n_longest) call.n_longest = padded(n_frames[i], 32);
+        call.n_rows += rows_of(n_frames[i]);
+        call.n_keys += keys_of(n_frames[i]);
+        call.n_longest = larger(call.n_longest, keys_of(n_frames[i]));
     }
     char *memory = aligned_alloc(64, lay_out(&call, NULL));
     if (!memory) return 0;
     lay_out(&call, memory);
-    for (int i = 0, row = 0; i < n_utterances; row += padded(n_frames[i++], TILE_ROWS))
-        call.utterances[i] = (Utterance){row, n_frames[i]};
+    for (int i = 0, row = 0, key = 0; i < n_utterances; i++) {
+        call.utterances[i] = (Utterance){row, n_frames[i], key};
+        row += rows_of(n_frames[i]);
+        key += keys_of(n_frames[i]);
+    }
     call.x = x;
     call.ids = ids;
     call.hidden = hidden;

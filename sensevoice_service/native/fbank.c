@@ -121,7 +121,7 @@ static void stack(const Fbank *fbank, const float *bands, int64_t n_frames, floa
 int sensevoice_features(const Fbank *fbank, const float *samples, int64_t n_samples, float *out) {
     const int64_t n_frames = (n_samples - WINDOW) / SHIFT + 1;
     float *bands = malloc(sizeof(float) * n_frames * N_BANDS);
-    Work *work = aligned_alloc(64, sizeof(Work));
+    Work *work = aligned_alloc(VECTOR_BYTES, sizeof(Work));
     if (bands && work) {
         for (int64_t frame = 0; frame < n_frames; frame += LANES) {
             const float *starts[LANES];
