@@ -1,4 +1,4 @@
-/* SenseVoiceSmall's encoder and CTC head on a CPU with a tile unit: int8 products, attention in 16 bits.
+/* SenseVoiceSmall's encoder and CTC head on a CPU: products in int8, attention in 16 bits.
  *
  * Utterances lie one behind the other in one matrix of frames, each from an even row on; a row
  * behind its last frame holds nothing that another row reads. Products write sums of

@@ -45,8 +45,9 @@ int sensevoice_begin(void);
 int sensevoice_highest_weight_sum(void);
 
 /* Frames of utterances, (rows, n_in of the first block) with an even number of rows for each, to the
- * best ids (rows), the last norm's (rows, size) and logits (rows, n_out); each may be NULL. A call that `has_followers` leaves cores for them until one has begun since there were
- * `n_calls_before`. 0 where there is no memory for it. */
+ * best ids (rows), the last norm's (rows, size) and logits (rows, n_out); each may be NULL. A call
+ * that `has_followers` leaves cores for them until one has begun since there were `n_calls_before`.
+ * 0 where there is no memory for it. */
 int sensevoice_encode(const Network *network, Cores *cores, const float *x, const int32_t *n_frames,
                       int n_utterances, int has_followers, uint32_t n_calls_before,
                       int32_t *ids, float *hidden, float *logits);

@@ -1,9 +1,9 @@
 /* Tiles on the vectors of AVX2, for CPUs that have no instruction for int8 products (no VNNI).
  *
- * What there is multiplies unsigned by signed bytes and adds two neighbours in 16 bits, and then adds
- * two of these in 32. The second step is as dear as the first, so it is taken for four sums of the
- * first at once: eight products together must not leave 16 bits. That holds for levels up to 181
- * and for weights of which those of one sign come to no more than 181 (181 * 181 < 2^15).
+ * What there is multiplies unsigned by signed bytes and adds two neighbours in 16 bits, and then
+ * adds two of these in 32. The second step is as dear as the first, so it is taken for four sums of
+ * the first at once: eight products together must not leave 16 bits. That holds for levels up to
+ * 181 and for weights of which those of one sign come to no more than 181 (181 * 181 < 2^15).
  */
 #ifndef SENSEVOICE_TILES_AVX2_H
 #define SENSEVOICE_TILES_AVX2_H
@@ -25,7 +25,7 @@ enum { STEPS_AT_ONCE = 8 };
 
 typedef __m256i Sums[ROWS_AT_ONCE][VECTORS];
 
-/* The compiler would read weights again for every row, and put off what comes next to spill more. */
+/* The compiler would read weights again for every row, and put sums off until registers run out. */
 #define HERE(vector) __asm__("" : "+x"(vector))
 
 #define TILE_INLINE static inline __attribute__((always_inline))
@@ -95,38 +95,51 @@ TILE_INLINE void step_half(const char *rows, const char *panel, Sums sums) {
 TILE_INLINE __m256i as_whole(__m256i sums) { return sums; }
 TILE_INLINE __m256i as_float(__m256i sums) { return _mm256_castps_si256(_mm256_cvtepi32_ps(sums)); }
 
-#define DEFINE_PRODUCT(name, value, add_step, read)                                               \
-    static inline void name(Operands in, value *out, int stride) {                                \
-        const char *ahead = in.ahead;                                                             \
-        const int n_pairs = (in.n_rows + 1) / ROWS_AT_ONCE;                                       \
-        const int lines = (in.lines_ahead * STEPS_AT_ONCE + n_pairs - 1) / n_pairs;               \
-        for (int first = 0; first < in.n_steps; first += STEPS_AT_ONCE) {                         \
-            const int is_last = in.n_steps - first <= STEPS_AT_ONCE;                              \
-            const int n_steps = is_last ? in.n_steps - first : STEPS_AT_ONCE;                     \
-            for (int row = 0; row < in.n_rows; row += ROWS_AT_ONCE) {                                \
-                const char *rows = (const char *)in.rows + row / TILE_ROWS * in.row_tile_bytes +  \
-                                   first * TILE_BYTES + row % TILE_ROWS * LINE_BYTES;             \
-                const char *panel = (const char *)in.panel + first * 2 * TILE_BYTES;              \
-                __m256i *kept[] = {(__m256i *)(out + row * stride),                               \
-                                   (__m256i *)(out + (row + 1) * stride)};                        \
-                Sums sums;                                                                        \
-                for (int vector = 0; vector < VECTORS; vector++)                                  \
-                    for (int i = 0; i < ROWS_AT_ONCE; i++)                                        \
-                        sums[i][vector] = first ? _mm256_loadu_si256(kept[i] + vector)            \
-                                                : _mm256_setzero_si256();                         \
-                for (int step = 0; step < n_steps; step++)                                        \
-                    add_step(rows + step * TILE_BYTES, panel + step * 2 * TILE_BYTES, sums);      \
-                for (int vector = 0; vector < VECTORS; vector++)                                  \
-                    for (int i = 0; i < ROWS_AT_ONCE; i++)                                        \
-                        _mm256_storeu_si256(kept[i] + vector, is_last ? read(sums[i][vector])     \
-                                                                      : sums[i][vector]);         \
-                for (int i = 0; i < lines; i++, ahead += LINE_BYTES)                              \
-                    __builtin_prefetch(ahead, 0, 2);                                              \
-            }                                                                                     \
-        }                                                                                         \
-    }
+typedef void AddStep(const char *rows, const char *panel, Sums sums);
+typedef __m256i Read(__m256i sums);
 
-DEFINE_PRODUCT(product_int8, int32_t, step_int8, as_whole)
-DEFINE_PRODUCT(product_half, float, step_half, as_float)
+/* Some steps of two rows, onto what `out` has of those before them. */
+TILE_INLINE void add_steps(const char *rows, const char *panel, int n_steps, int is_first,
+                           int is_last, AddStep add_step, Read read, int32_t *out, int stride) {
+    Sums sums;
+    __m256i *kept[] = {(__m256i *)out, (__m256i *)(out + stride)};
+    for (int row = 0; row < ROWS_AT_ONCE; row++)
+        for (int vector = 0; vector < VECTORS; vector++)
+            sums[row][vector] =
+                is_first ? _mm256_setzero_si256() : _mm256_loadu_si256(kept[row] + vector);
+    for (int step = 0; step < n_steps; step++)
+        add_step(rows + step * TILE_BYTES, panel + step * 2 * TILE_BYTES, sums);
+    for (int row = 0; row < ROWS_AT_ONCE; row++)
+        for (int vector = 0; vector < VECTORS; vector++)
+            _mm256_storeu_si256(kept[row] + vector,
+                                is_last ? read(sums[row][vector]) : sums[row][vector]);
+}
+
+TILE_INLINE void multiply_tiles(Operands in, AddStep add_step, Read read, int32_t *out,
+                                int stride) {
+    const char *ahead = in.ahead;
+    const int n_pairs = (in.n_rows + 1) / ROWS_AT_ONCE;
+    const int lines = (in.lines_ahead * STEPS_AT_ONCE + n_pairs - 1) / n_pairs;
+    for (int first = 0; first < in.n_steps; first += STEPS_AT_ONCE) {
+        const int is_last = in.n_steps - first <= STEPS_AT_ONCE;
+        const int n_steps = is_last ? in.n_steps - first : STEPS_AT_ONCE;
+        const char *panel = (const char *)in.panel + first * 2 * TILE_BYTES;
+        for (int row = 0; row < in.n_rows; row += ROWS_AT_ONCE) {
+            const char *rows = (const char *)in.rows + row / TILE_ROWS * in.row_tile_bytes +
+                               first * TILE_BYTES + row % TILE_ROWS * LINE_BYTES;
+            add_steps(rows, panel, n_steps, first == 0, is_last, add_step, read,
+                      out + row * stride, stride);
+            for (int i = 0; i < lines; i++, ahead += LINE_BYTES) __builtin_prefetch(ahead, 0, 2);
+        }
+    }
+}
+
+static inline void product_int8(Operands in, int32_t *out, int stride) {
+    multiply_tiles(in, step_int8, as_whole, out, stride);
+}
+
+static inline void product_half(Operands in, float *out, int stride) {
+    multiply_tiles(in, step_half, as_float, (int32_t *)out, stride);
+}
 
 #endif
