@@ -125,6 +125,26 @@ def test_no_sum_overflows(library: ctypes.CDLL, demo: Model) -> None:
     assert likeness(heard_by_torch(model, batch), engine.hidden(batch)) > 0.99
 
 
+@pytest.mark.parametrize("of", ["scores", "context"])
+def test_no_sum_of_attention_overflows(library: ctypes.CDLL, demo: Model, of: str) -> None:
+    """Queries and keys whose values all are as large as the largest; or values and equal shares."""
+    torch.manual_seed(0)
+    size = 64
+    model = SenseVoice(EncoderConfig(70, 48, size, 2, 128, 3, 2, 5)).eval()
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            queries, keys, all_three = values[:size], values[size : 2 * size], values
+            if "linear_q_k_v.weight" in name:
+                (queries if of == "scores" else all_three).mul_(1e-3)
+                keys[:] = keys[0]
+            elif "linear_q_k_v.bias" in name:
+                (queries if of == "scores" else all_three).fill_(3.0)
+                keys[:] = keys[0]
+    engine = NativeEngine(model, demo.engine.frontend, SHARED, library)
+    batch = features_of([3, 400], 48)
+    assert likeness(heard_by_torch(model, batch), engine.hidden(batch)) > 0.99
+
+
 def test_a_row_of_a_batch_is_exactly_the_row_alone(
     engine: NativeEngine, chunks: list[Chunk]
 ) -> None:
