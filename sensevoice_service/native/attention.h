@@ -12,7 +12,7 @@ enum { MOST_OF_VALUES = 2047 };
 
 INLINE float most_of_keys(int room) { return floorf(sqrtf((float)INT32_MAX / (float)room)) - 1.0f; }
 
-enum { QUERIES = 2 * TILE_ROWS, HALF_TILE = TILE_BYTES / sizeof(Half) };
+enum { QUERIES = PANEL_COLUMNS, HALF_TILE = TILE_BYTES / sizeof(Half) };
 
 /* Where the tiles of one head of an utterance begin, in any of the three. */
 static Half *head_of(const Call *call, Half *all, const Utterance *one, int head) {
@@ -142,18 +142,18 @@ static void attend_block(Member *member, const Utterance *one, int head, int fra
     }
 }
 
+/* A block is some queries of a head of an utterance; a panel of keys has as many frames. */
 static void attend(Member *member) {
-    Call *call = member->call;
+    const Call *call = member->call;
     const int n_heads = call->network->n_heads;
-    int n_blocks = 0, block = 0;
-    for (int i = 0; i < call->n_utterances; i++)
-        n_blocks += n_heads * (padded(call->utterances[i].n_frames, QUERIES) / QUERIES);
-    const Share share = share_of(member, n_blocks);
-    for (int i = 0; i < call->n_utterances; i++)
-        for (int head = 0; head < n_heads; head++)
-            for (int frame = 0; frame < call->utterances[i].n_frames; frame += QUERIES, block++)
-                if (block >= share.first && block < share.last)
-                    attend_block(member, &call->utterances[i], head, frame);
+    Items blocks = items_of(member, n_heads * call->n_keys / QUERIES);
+    for (int block; (block = take_item(&blocks)) >= 0;) {
+        const Utterance *one = call->utterances;
+        while (block >= n_heads * (one->n_keys_before + keys_of(one->n_frames)) / QUERIES) one++;
+        const int n_of_head = keys_of(one->n_frames) / QUERIES;
+        const int within = block - n_heads * one->n_keys_before / QUERIES;
+        attend_block(member, one, within / n_of_head, within % n_of_head * QUERIES);
+    }
     wait_for_all(member);
 }
 

@@ -33,8 +33,8 @@ static Operands operands(const Call *call, const Linear *layer, int panel, int r
 }
 
 static void multiply(Member *member, const Linear *layer) {
-    const Share share = share_of(member, layer->n_out / PANEL_COLUMNS);
-    for (int panel = share.first; panel < share.last; panel++)
+    Items panels = items_of(member, layer->n_out / PANEL_COLUMNS);
+    for (int panel; (panel = take_item(&panels)) >= 0;)
         for (int row = 0; row < member->call->n_rows; row += 32)
             product_int8(operands(member->call, layer, panel, row),
                          sums_of(member->call, panel, row), PANEL_COLUMNS);
@@ -65,8 +65,8 @@ static void norm_and_quantize(Call *call, const float *x, Norm norm, int row) {
 
 static void begin(Member *member, Norm norm) {
     Call *call = member->call;
-    const Share share = share_of(member, call->n_rows);
-    for (int row = share.first; row < share.last; row++)
+    Items rows = items_of(member, call->n_rows);
+    for (int row; (row = take_item(&rows)) >= 0;)
         norm_and_quantize(call, call->x + (size_t)row * norm.size, norm, row);
     wait_for_all(member);
 }
@@ -129,9 +129,9 @@ static void part_pair(Call *call, const Utterance *one, int frame, const float *
 static void part(Member *member, const Linear *layer) {
     Call *call = member->call;
     const int size = call->network->size, width = 3 * size;
-    const Share share = share_of(member, call->n_rows / 2);
+    Items pairs = items_of(member, call->n_rows / 2);
     float triples[2 * width];
-    for (int pair = share.first; pair < share.last; pair++) {
+    for (int pair; (pair = take_item(&pairs)) >= 0;) {
         const Utterance *one = utterance_of(call, 2 * pair);
         const int first = 2 * pair - one->first_row, n_there = one->n_frames - first;
         if (n_there <= 0) continue;
@@ -153,8 +153,8 @@ static void part(Member *member, const Linear *layer) {
 static void quantize_context(Member *member) {
     Call *call = member->call;
     const int size = call->network->size;
-    const Share share = share_of(member, call->n_rows);
-    for (int row = share.first; row < share.last; row++)
+    Items rows = items_of(member, call->n_rows);
+    for (int row; (row = take_item(&rows)) >= 0;)
         quantize_row(call->context + (size_t)row * size, size, call->input, row);
     wait_for_all(member);
 }
@@ -181,9 +181,9 @@ static void remember(const Call *call, const float *taps, int row, float *out) {
 static void add_attended(Member *member, const Block *block) {
     Call *call = member->call;
     const int size = call->network->size;
-    const Share share = share_of(member, call->n_rows);
+    Items rows = items_of(member, call->n_rows);
     float attended[size];
-    for (int row = share.first; row < share.last; row++) {
+    for (int row; (row = take_item(&rows)) >= 0;) {
         float *residual = call->residual + (size_t)row * size;
         read_row(call, &block->out, row, attended);
         remember(call, block->taps, row, attended);
@@ -197,9 +197,9 @@ static void add_attended(Member *member, const Block *block) {
 static void rectify(Member *member, const Linear *layer) {
     Call *call = member->call;
     const int n = layer->n_out;
-    const Share share = share_of(member, call->n_rows);
+    Items rows = items_of(member, call->n_rows);
     float values[n];
-    for (int row = share.first; row < share.last; row++) {
+    for (int row; (row = take_item(&rows)) >= 0;) {
         read_row(call, layer, row, values);
         for (int i = 0; i < n; i++) values[i] = values[i] > 0.0f ? values[i] : 0.0f;
         quantize_row(values, n, call->input, row);
@@ -213,9 +213,9 @@ static void add_forwarded(Member *member, const Linear *layer, const Norm *betwe
                           float *hidden) {
     Call *call = member->call;
     const int size = call->network->size;
-    const Share share = share_of(member, call->n_rows);
+    Items rows = items_of(member, call->n_rows);
     float forwarded[size];
-    for (int row = share.first; row < share.last; row++) {
+    for (int row; (row = take_item(&rows)) >= 0;) {
         float *residual = call->residual + (size_t)row * size;
         read_row(call, layer, row, forwarded);
         for (int i = 0; i < size; i++) forwarded[i] += residual[i];
@@ -231,32 +231,38 @@ static void add_forwarded(Member *member, const Linear *layer, const Norm *betwe
 static void write_logits(Member *member) {
     Call *call = member->call;
     const Linear *layer = &call->network->ctc;
-    const Share share = share_of(member, layer->n_out / PANEL_COLUMNS);
+    Items panels = items_of(member, layer->n_out / PANEL_COLUMNS);
     int32_t sums[32 * PANEL_COLUMNS] __attribute__((aligned(64)));
-    for (int panel = share.first; panel < share.last; panel++)
+    for (int panel; (panel = take_item(&panels)) >= 0;)
         for (int row = 0; row < call->n_rows; row++) {
             if (row % 32 == 0) product_int8(operands(call, layer, panel, row), sums, PANEL_COLUMNS);
             read_sums(sums + row % 32 * PANEL_COLUMNS, layer, panel * PANEL_COLUMNS,
                       call->input.scales[row], call->input.zeros[row],
                       call->logits + (size_t)row * layer->n_out + panel * PANEL_COLUMNS);
         }
+    wait_for_all(member);
 }
 
 static void keep_best(const float *values, int first_id, float *best, int32_t *best_id) {
     float high = values[0];
     for (int i = 0; i < PANEL_COLUMNS; i++) high = values[i] > high ? values[i] : high;
-    if (high <= *best) return;
+    if (!(high > *best || (high == *best && first_id < *best_id))) return;
     int at = 0;
     while (at < PANEL_COLUMNS - 1 && values[at] != high) at++;
     *best = high;
     *best_id = first_id + at;
 }
 
+static int is_better(const Call *call, size_t one, size_t other) {
+    if (call->best[one] != call->best[other]) return call->best[one] > call->best[other];
+    return call->best_ids[one] < call->best_ids[other];
+}
+
 /* Each member finds the best of its panels; of equal ones the first id wins. */
 static void find_best(Member *member) {
     Call *call = member->call;
     const Linear *layer = &call->network->ctc;
-    const Share share = share_of(member, layer->n_out / PANEL_COLUMNS);
+    Items panels = items_of(member, layer->n_out / PANEL_COLUMNS);
     const size_t n_rows = call->n_rows, mine = member->rank * n_rows;
     int32_t sums[32 * PANEL_COLUMNS] __attribute__((aligned(64)));
     float values[PANEL_COLUMNS];
@@ -264,7 +270,7 @@ static void find_best(Member *member) {
         call->best[mine + row] = -FLT_MAX;
         call->best_ids[mine + row] = 0; /* of logits that are no numbers none is the best */
     }
-    for (int panel = share.first; panel < share.last; panel++)
+    for (int panel; (panel = take_item(&panels)) >= 0;)
         for (size_t row = 0; row < n_rows; row++) {
             if (row % 32 == 0) product_int8(operands(call, layer, panel, row), sums, PANEL_COLUMNS);
             read_sums(sums + row % 32 * PANEL_COLUMNS, layer, panel * PANEL_COLUMNS,
@@ -277,7 +283,7 @@ static void find_best(Member *member) {
     for (size_t row = 0; row < n_rows; row++) {
         size_t winner = row;
         for (int rank = 1; rank < call->team.n_members; rank++)
-            if (call->best[rank * n_rows + row] > call->best[winner]) winner = rank * n_rows + row;
+            if (is_better(call, rank * n_rows + row, winner)) winner = rank * n_rows + row;
         call->ids[row] = call->best_ids[winner];
     }
 }

@@ -1,6 +1,9 @@
 /* The threads that work at one call.
  *
- * All go through the same steps, take their share of each, and wait for each other in between.
+ * All go through the same steps and wait for each other in between. Each has its share of a step's
+ * items, and then takes what the others have not begun, since a core may be slower than another:
+ * virtual ones have neighbours.
+ *
  * After a block there may be more of them or fewer, as other calls have ended or begun.
  */
 #ifndef SENSEVOICE_TEAM_H
@@ -32,6 +35,7 @@ struct Member {
     int rank, first_block, n_meetings_before;
     int has_left, has_thread;
     pthread_t thread;
+    _Alignas(64) atomic_int n_taken; /* of its share of this step, by whomever */
 };
 
 typedef struct {
@@ -41,6 +45,39 @@ typedef struct {
 static inline Share share_of(const Member *member, int n_items) {
     const int64_t rank = member->rank, n_members = member->team->n_members;
     return (Share){(int)(n_items * rank / n_members), (int)(n_items * (rank + 1) / n_members)};
+}
+
+/* The items of a step, one after the other. */
+typedef struct {
+    Member *member;
+    int n_items, next, last; /* of the piece that has been taken */
+} Items;
+
+static inline Items items_of(Member *member, int n_items) {
+    return (Items){.member = member, .n_items = n_items};
+}
+
+static void take_piece(Items *items) {
+    enum { PIECES = 8 }; /* of a share */
+    Team *team = items->member->team;
+    const int n_members = team->n_members;
+    for (int i = 0; i < n_members; i++) {
+        Member *owner = &team->members[(items->member->rank + i) % n_members];
+        const Share share = share_of(owner, items->n_items);
+        const int n_all = share.last - share.first;
+        const int n_piece = n_members == 1 ? n_all : (n_all + PIECES - 1) / PIECES;
+        const int first = share.first + atomic_fetch_add(&owner->n_taken, n_piece);
+        if (first >= share.last) continue;
+        items->next = first;
+        items->last = first + n_piece < share.last ? first + n_piece : share.last;
+        return;
+    }
+}
+
+/* -1 where none is left. */
+static inline int take_item(Items *items) {
+    if (items->next == items->last) take_piece(items);
+    return items->next < items->last ? items->next++ : -1;
 }
 
 /* Waits for the others, then gives 0. The last one to come gets 1 at once: it alone may change the
@@ -55,6 +92,8 @@ static inline int arrive(Team *team) {
 }
 
 static inline void let_go(Team *team) {
+    for (int rank = 0; rank < team->n_members; rank++)
+        atomic_store(&team->members[rank].n_taken, 0);
     atomic_store(&team->n_arrived, 0);
     atomic_fetch_add(&team->n_meetings, 1);
 }

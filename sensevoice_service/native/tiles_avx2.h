@@ -134,11 +134,12 @@ TILE_INLINE void multiply_tiles(Operands in, AddStep add_step, Read read, int32_
     }
 }
 
-static inline void product_int8(Operands in, int32_t *out, int stride) {
+/* By themselves they have all registers. */
+static __attribute__((noinline)) void product_int8(Operands in, int32_t *out, int stride) {
     multiply_tiles(in, step_int8, as_whole, out, stride);
 }
 
-static inline void product_half(Operands in, float *out, int stride) {
+static __attribute__((noinline)) void product_half(Operands in, float *out, int stride) {
     multiply_tiles(in, step_half, as_float, (int32_t *)out, stride);
 }
 
