@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module", params=["fp32", "int8"])
 def engine(request: pytest.FixtureRequest, demo: Model) -> OnnxEngine:
-    int8 = Int8() if request.param == "int8" else None
+    int8 = choose_int8() if request.param == "int8" else None
     return OnnxEngine(demo.engine.model, demo.engine.frontend, int8, SHARED)
 
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from sensevoice_service.encoder import EncoderConfig, PaddingMask, SenseVoice
-from sensevoice_service.onnx_engine import open_session
+from sensevoice_service.onnx_engine import choose_int8, open_session
 from sensevoice_service.onnx_graph import Int8, build_graph, quantize_columns
 
 CONFIG = EncoderConfig(
@@ -57,6 +57,8 @@ def test_in_fp32_it_is_the_network(network: SenseVoice, n_frames: int) -> None:
 
 @pytest.mark.parametrize(("limit", "most"), [(127, 0.05), (63, 0.1)])
 def test_in_int8_it_is_nearly_the_network(network: SenseVoice, limit: int, most: float) -> None:
+    if limit > choose_int8().limit:
+        pytest.skip("this CPU sums products in 16 bits, which such weights overflow")
     x = inputs(100)
     wanted = reference(network, x)
     ids, hidden, logits = run(network, Int8(limit), x)
@@ -101,7 +103,7 @@ def test_what_is_nowhere_positive_is_rectified_to_nothing(network: SenseVoice) -
         weights[name] = np.full_like(weights[name], -1e4)
     fp32, int8 = (
         open_session(build_graph(weights, CONFIG, precision), n_threads=1)
-        for precision in (None, Int8())
+        for precision in (None, choose_int8())
     )
     x = inputs(40)
     wanted, found = (np.asarray(one.run(["hidden"], {"x": x})[0]) for one in (fp32, int8))

@@ -17,8 +17,7 @@ from torch import Tensor
 from sensevoice_service.callers import Threads
 from sensevoice_service.engine import Engine
 from sensevoice_service.frontend import FeatureBatch
-from sensevoice_service.onnx_engine import OnnxEngine
-from sensevoice_service.onnx_graph import Int8
+from sensevoice_service.onnx_engine import OnnxEngine, choose_int8
 from sensevoice_service.steering import TOP_TOKENS, Legible, SteeredEngine, score_frames
 from sensevoice_service.types import Chunk, DecodeOptions, Hypothesis
 from tests.models import Model, Samples, noise
@@ -40,7 +39,7 @@ SILENCE = np.zeros(24_000, np.float32)
 def inner(name: str, demo: Model) -> Legible:
     if name == "torch":
         return demo.engine
-    int8 = Int8() if name == "int8" else None
+    int8 = choose_int8() if name == "int8" else None
     return OnnxEngine(demo.engine.model, demo.engine.frontend, int8, Threads(1, 1))
 
 
