@@ -304,6 +304,7 @@ def test_a_stop_does_not_wait_for_the_answer_of_a_host_that_hangs(
 ) -> None:
     monkeypatch.setattr(isolation, "STOP_PATIENCE_S", 0.1)
     decoders.start()
+    until(hosts)  # it has its name a moment after it has begun
     (host,) = hosts()
     host.suspend()
     with ThreadPoolExecutor(1) as pool:
