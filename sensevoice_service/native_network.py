@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensevoice_service.encoder import EncoderConfig
+from sensevoice_service.onnx_graph import column_scales, round_columns
 
 PANEL_COLUMNS, STEP = 32, 64  # columns of a panel, and what one tile of it sums over: see tiles.h
 LINE_BYTES = 64
@@ -73,7 +74,7 @@ def padded(n_out: int, n_in: int) -> tuple[int, int]:
     return n_out + -n_out % PANEL_COLUMNS, n_in + -n_in % STEP
 
 
-def quantize_columns(
+def quantize_bounded(
     weight: Array, highest_sum: int = 0
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """``(n_out, n_in)`` float to int8 of the same shape and its scales ``(n_out,)``.
@@ -81,13 +82,12 @@ def quantize_columns(
     ``highest_sum``, unless it is 0, bounds what the weights of one sign come to in each group that
     is summed in 16 bits.
     """
-    scales = np.abs(weight).max(axis=1) / HIGHEST_WEIGHT
+    scales = column_scales(weight, HIGHEST_WEIGHT)
     if highest_sum:
         # Each weight of a group may be rounded up by a half.
-        bound = highest_sum - WEIGHTS_OF_A_GROUP / 2
+        bound = np.float32(highest_sum - WEIGHTS_OF_A_GROUP / 2)
         scales = np.maximum(scales, sums_of_groups(weight).max(axis=1) / bound)
-    scales[scales == 0] = 1.0
-    return np.rint(weight / scales[:, None]).astype(np.int8), scales.astype(np.float32)
+    return round_columns(weight, scales), scales
 
 
 def sums_of_groups(weight: Array) -> Array:
@@ -180,7 +180,7 @@ class NetworkWeights:
         n_out, n_in = weight.shape
         all_out, all_in = padded(n_out, n_in)
         weight = np.pad(weight, ((0, all_out - n_out), (0, all_in - n_in)))
-        columns, scales = quantize_columns(weight, self._highest_sum)
+        columns, scales = quantize_bounded(weight, self._highest_sum)
         return Linear(
             panels=self._keep(to_panels(columns)),
             scales=self._floats(scales),

@@ -42,10 +42,19 @@ class Int8:
 
 def quantize_columns(weight: Array, limit: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """``(n_out, n_in)`` float to int8 ``(n_in, n_out)`` and its scales ``(n_out,)``."""
+    scales = column_scales(weight, limit)
+    return np.ascontiguousarray(round_columns(weight, scales).T), scales
+
+
+def column_scales(weight: Array, limit: int) -> NDArray[np.float32]:
+    """What one level stands for in each row of ``(n_out, n_in)``, the highest being ``limit``."""
     scales = np.abs(weight).max(axis=1).astype(np.float32) / limit
     scales[scales == 0] = 1.0
-    rounded = np.rint(weight / scales[:, None])
-    return np.ascontiguousarray(rounded.astype(np.int8).T), scales
+    return np.asarray(scales, np.float32)
+
+
+def round_columns(weight: Array, scales: NDArray[np.float32]) -> NDArray[np.int8]:
+    return np.rint(weight / scales[:, None]).astype(np.int8)
 
 
 def pad_outputs(weight: Array, bias: Array) -> tuple[Array, Array]:

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import ctypes
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 import torch
 
 from sensevoice_service.ctc import best_path
 from sensevoice_service.frontend import FeatureBatch
 from sensevoice_service.loading import check_chunk
+from sensevoice_service.native_library import (
+    PLAIN,
+    TILES,
+    VECTORS,
+    Target,
+    load_library,
+    suits,
+)
 from sensevoice_service.steering import Legible
 from sensevoice_service.types import Chunk, Hypothesis
 from tests.models import Model, chunk_of, noise
+
+NATIVE_TARGETS = (PLAIN, VECTORS, TILES)
+
+
+def native_library(target: Target) -> ctypes.CDLL:
+    """Skips the test where this CPU cannot run it."""
+    if not suits(target):
+        pytest.skip(f"this CPU has no {target.name}")
+    return load_library(target)
 
 
 def some_chunks() -> list[Chunk]:

@@ -19,16 +19,14 @@ from sensevoice_service.loading import check_chunk
 from sensevoice_service.native_engine import FRAMES_TOGETHER, NativeEngine, grouped, stacked
 from sensevoice_service.native_library import (
     PLAIN,
-    TILES,
-    VECTORS,
     NativeUnavailable,
-    Target,
     load_library,
-    suits,
 )
 from sensevoice_service.types import Chunk
 from tests.engines import (
+    NATIVE_TARGETS,
     features_of,
+    native_library,
     require_logits_of_the_arg_max,
     require_that_a_long_chunk_is_heard,
     require_that_threads_share,
@@ -40,15 +38,11 @@ from tests.models import Model
 from tests.native_fakes import Encoding, Silent
 
 SHARED = Threads(narrow=1, wide=2)
-TARGETS = {"plain": PLAIN, "vectors": VECTORS, "tiles": TILES}
 
 
-@pytest.fixture(scope="module", params=TARGETS)
+@pytest.fixture(scope="module", params=NATIVE_TARGETS, ids=lambda target: target.name)
 def library(request: pytest.FixtureRequest) -> ctypes.CDLL:
-    target: Target = TARGETS[request.param]
-    if not suits(target):
-        pytest.skip(f"this CPU has no {target.name}")
-    return load_library(target)
+    return native_library(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,10 @@ import torch
 from sensevoice_service.frontend import INT16_SCALE, Frontend, mel_banks
 from sensevoice_service.loading import check_chunk
 from sensevoice_service.native_frontend import NativeFrontend, triangles
-from sensevoice_service.native_library import PLAIN, TILES, VECTORS, load_library, suits
 from sensevoice_service.types import lfr_frames
+from tests.engines import NATIVE_TARGETS, native_library
 from tests.models import Model, chunk_of, noise, tone
 
-TARGETS = {"plain": PLAIN, "vectors": VECTORS, "tiles": TILES}
 CLOSE = 2e-4  # of features that reach from -8 to 8
 
 
@@ -24,12 +23,9 @@ def plain(demo: Model) -> Frontend:
     return demo.engine.frontend
 
 
-@pytest.fixture(scope="module", params=TARGETS)
+@pytest.fixture(scope="module", params=NATIVE_TARGETS, ids=lambda target: target.name)
 def native(request: pytest.FixtureRequest, plain: Frontend) -> NativeFrontend:
-    target = TARGETS[request.param]
-    if not suits(target):
-        pytest.skip(f"this CPU has no {target.name}")
-    return NativeFrontend(plain, load_library(target))
+    return NativeFrontend(plain, native_library(request.param))
 
 
 @pytest.mark.parametrize("n_samples", [1, 399, 400, 401, 559, 560, 2_960, 16_000, 37_777])

@@ -16,16 +16,9 @@ from sensevoice_service.callers import Threads
 from sensevoice_service.encoder import EncoderConfig, SenseVoice
 from sensevoice_service.frontend import FeatureBatch
 from sensevoice_service.native_engine import NativeEngine
-from sensevoice_service.native_library import (
-    PLAIN,
-    TILES,
-    VECTORS,
-    Target,
-    load_library,
-    suits,
-)
+from sensevoice_service.native_library import PLAIN, TILES, VECTORS, Target
 from sensevoice_service.types import Chunk, Hypothesis
-from tests.engines import features_of, same
+from tests.engines import features_of, native_library, same
 from tests.models import Model
 
 DEEP = EncoderConfig(64, 80, 64, 2, 64, 200, 2, 3)  # as many places for a team to change
@@ -41,8 +34,7 @@ Answer = Future[list[Hypothesis]]
 @pytest.fixture(scope="module", params=list(FRAMES), ids=lambda target: target.name)
 def target(request: pytest.FixtureRequest) -> Target:
     target: Target = request.param
-    if not suits(target):
-        pytest.skip(f"this CPU has no {target.name}")
+    native_library(target)
     return target
 
 
@@ -51,7 +43,7 @@ def engine(target: Target, demo: Model) -> NativeEngine:
     torch.manual_seed(0)
     model = SenseVoice(DEEP).eval()
     threads = Threads(narrow=1, wide=ALL_CORES)
-    return NativeEngine(model, demo.engine.frontend, threads, load_library(target))
+    return NativeEngine(model, demo.engine.frontend, threads, native_library(target))
 
 
 @pytest.fixture

@@ -243,22 +243,22 @@ static void write_logits(Member *member) {
     wait_for_all(member);
 }
 
+/* Of equal ones the first id wins. */
+static int is_better(float value, int32_t id, float other, int32_t other_id) {
+    return value > other || (value == other && id < other_id);
+}
+
 static void keep_best(const float *values, int first_id, float *best, int32_t *best_id) {
     float high = values[0];
     for (int i = 0; i < PANEL_COLUMNS; i++) high = values[i] > high ? values[i] : high;
-    if (!(high > *best || (high == *best && first_id < *best_id))) return;
+    if (!is_better(high, first_id, *best, *best_id)) return;
     int at = 0;
     while (at < PANEL_COLUMNS - 1 && values[at] != high) at++;
     *best = high;
     *best_id = first_id + at;
 }
 
-static int is_better(const Call *call, size_t one, size_t other) {
-    if (call->best[one] != call->best[other]) return call->best[one] > call->best[other];
-    return call->best_ids[one] < call->best_ids[other];
-}
-
-/* Each member finds the best of its panels; of equal ones the first id wins. */
+/* Each member finds the best of its panels. */
 static void find_best(Member *member) {
     Call *call = member->call;
     const Linear *layer = &call->network->ctc;
@@ -281,10 +281,12 @@ static void find_best(Member *member) {
     wait_for_all(member);
     if (member->rank) return;
     for (size_t row = 0; row < n_rows; row++) {
-        size_t winner = row;
-        for (int rank = 1; rank < call->team.n_members; rank++)
-            if (is_better(call, rank * n_rows + row, winner)) winner = rank * n_rows + row;
-        call->ids[row] = call->best_ids[winner];
+        const float *best = call->best + row;
+        const int32_t *ids = call->best_ids + row;
+        size_t winner = 0;
+        for (size_t at = n_rows; at < n_rows * call->team.n_members; at += n_rows)
+            if (is_better(best[at], ids[at], best[winner], ids[winner])) winner = at;
+        call->ids[row] = ids[winner];
     }
 }
 

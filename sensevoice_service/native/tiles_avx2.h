@@ -20,6 +20,7 @@ static inline void tiles_end(void) {}
 
 /* Two rows by a panel; more sums than that have no registers. */
 enum { ROWS_AT_ONCE = 2, VECTORS = PANEL_COLUMNS / 8, LINE_BYTES = 64, NEIGHBOUR_BYTES = 4 };
+enum { GROUPS = LINE_BYTES / NEIGHBOUR_BYTES };
 /* So that a panel's part stays in the first cache while all rows go by. */
 enum { STEPS_AT_ONCE = 8 };
 
@@ -43,53 +44,51 @@ TILE_INLINE __m256i weights(const char *panel, int group, int vector) {
     return read;
 }
 
+typedef __m256i Add(__m256i sum, __m256i left, __m256i right);
+
+TILE_INLINE __m256i add_bytes(__m256i sum, __m256i left, __m256i right) {
+    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(left, right));
+}
+
+TILE_INLINE __m256i add_halves(__m256i sum, __m256i left, __m256i right) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(left, right));
+}
+
+/* Four bytes of each row by as many of each column. */
+TILE_INLINE void add_group(const char *rows, const char *panel, int group, Add add, Sums sums) {
+    const char *at = rows + group * NEIGHBOUR_BYTES;
+    const __m256i left[] = {neighbours(at), neighbours(at + LINE_BYTES)};
+#pragma GCC unroll 8
+    for (int vector = 0; vector < VECTORS; vector++) {
+        const __m256i right = weights(panel, group, vector);
+#pragma GCC unroll 8
+        for (int row = 0; row < ROWS_AT_ONCE; row++) {
+            __m256i sum = add(sums[row][vector], left[row], right);
+            HERE(sum);
+            sums[row][vector] = sum;
+        }
+    }
+}
+
 /* One step along the sum, 64 bytes of each row. */
 TILE_INLINE void step_int8(const char *rows, const char *panel, Sums sums) {
     enum { TOGETHER = 4 };
-    for (int first = 0; first < LINE_BYTES / NEIGHBOUR_BYTES; first += TOGETHER) {
-        Sums pairs;
+    for (int first = 0; first < GROUPS; first += TOGETHER) {
+        Sums pairs = {{_mm256_setzero_si256()}};
 #pragma GCC unroll 8
-        for (int group = first; group < first + TOGETHER; group++) {
-            const char *at = rows + group * NEIGHBOUR_BYTES;
-            const __m256i left[] = {neighbours(at), neighbours(at + LINE_BYTES)};
-#pragma GCC unroll 8
-            for (int vector = 0; vector < VECTORS; vector++) {
-                const __m256i right = weights(panel, group, vector);
-#pragma GCC unroll 8
-                for (int row = 0; row < ROWS_AT_ONCE; row++) {
-                    __m256i pair = _mm256_maddubs_epi16(left[row], right);
-                    if (group > first) pair = _mm256_add_epi16(pair, pairs[row][vector]);
-                    HERE(pair);
-                    pairs[row][vector] = pair;
-                }
-            }
-        }
+        for (int group = first; group < first + TOGETHER; group++)
+            add_group(rows, panel, group, add_bytes, pairs);
 #pragma GCC unroll 8
         for (int row = 0; row < ROWS_AT_ONCE; row++)
 #pragma GCC unroll 8
             for (int vector = 0; vector < VECTORS; vector++)
-                sums[row][vector] = _mm256_add_epi32(
-                    sums[row][vector],
-                    _mm256_madd_epi16(pairs[row][vector], _mm256_set1_epi16(1)));
+                sums[row][vector] =
+                    add_halves(sums[row][vector], pairs[row][vector], _mm256_set1_epi16(1));
     }
 }
 
 TILE_INLINE void step_half(const char *rows, const char *panel, Sums sums) {
-    for (int group = 0; group < LINE_BYTES / NEIGHBOUR_BYTES; group++) {
-        const char *at = rows + group * NEIGHBOUR_BYTES;
-        const __m256i left[] = {neighbours(at), neighbours(at + LINE_BYTES)};
-#pragma GCC unroll 8
-        for (int vector = 0; vector < VECTORS; vector++) {
-            const __m256i right = weights(panel, group, vector);
-#pragma GCC unroll 8
-            for (int row = 0; row < ROWS_AT_ONCE; row++) {
-                const __m256i pair = _mm256_madd_epi16(left[row], right);
-                __m256i sum = _mm256_add_epi32(sums[row][vector], pair);
-                HERE(sum);
-                sums[row][vector] = sum;
-            }
-        }
-    }
+    for (int group = 0; group < GROUPS; group++) add_group(rows, panel, group, add_halves, sums);
 }
 
 TILE_INLINE __m256i as_whole(__m256i sums) { return sums; }
