@@ -1,7 +1,7 @@
 """From a model folder to a model that infers: on which engine, how precise, with which threads.
 
-On a GPU it is the network in torch. On a CPU it is the same network in onnxruntime, or, in int8 on
-the newest and the oldest of x86, in C of our own; bf16 on a CPU is torch's too.
+On a GPU it is the network in torch. On a CPU it is the same network in C of our own, in int8 on
+nearly every x86, or in onnxruntime; bf16 on a CPU is torch's too.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _open_native(plain: Engine, threads: Threads, target: Target) -> NativeEngin
         engine = NativeEngine(plain.model, plain.frontend, threads, load_library(target))
         found = require_likeness(plain.model, engine, check_chunk())
     except (NativeUnavailable, ModelError) as error:
-        _log.warning("%s; int8 runs in onnxruntime, at little more than half the speed", error)
+        _log.warning("%s; int8 runs in onnxruntime, more slowly and in more memory", error)
         return None
     _log.info("int8 in C for %s agrees with fp32: cosine %.4f", target.name, found)
     return engine

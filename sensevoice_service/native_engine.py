@@ -1,4 +1,4 @@
-"""The model in int8 on a CPU, in C: ``native/`` for AMX, and for AVX2 where there is no VNNI.
+"""The model in int8 on a CPU, in C: ``native/`` for AMX, AVX-512 VNNI, and AVX2 without VNNI.
 
 Callers share the cores: one that is alone has them all, and leaves them when a second one comes.
 Every frame has a scale of its own, so several utterances may share the reading of the weights, and

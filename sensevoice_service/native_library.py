@@ -48,21 +48,28 @@ class Target:
     cpu_flags: frozenset[str]
 
 
+def _switches(*names: str) -> tuple[str, ...]:
+    return tuple(f"-m{name}" for name in names)
+
+
+_AVX2 = ("avx2", "fma", "bmi2")
+_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
+_WIDE = "-mprefer-vector-width=512"
+
 PLAIN = Target("any CPU", (), frozenset())  # slowly: what the tests compare with
-VECTORS = Target("AVX2", ("-mavx2", "-mfma", "-mbmi2"), frozenset(("avx2", "fma", "bmi2")))
-TILES = Target(
+AVX2 = Target("AVX2", _switches(*_AVX2), frozenset(_AVX2))
+VNNI = Target(
+    "AVX-512 VNNI",
+    (*_switches(*_AVX512, "avx512vnni"), _WIDE),
+    frozenset((*_AVX512, "avx512_vnni")),
+)
+AMX = Target(
     "AMX",
     (
-        *("-mavx2", "-mfma", "-mbmi2", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
-        *("-mavx512vbmi", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
-        *("-mtune=sapphirerapids", "-mprefer-vector-width=512"),
+        *_switches(*_AVX512, "avx512vbmi", "amx-tile", "amx-int8", "amx-bf16"),
+        *("-mtune=sapphirerapids", _WIDE),
     ),
-    frozenset(
-        (
-            *("avx2", "fma", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl"),
-            *("avx512vbmi", "amx_tile", "amx_int8", "amx_bf16"),
-        )
-    ),
+    frozenset((*_AVX512, "avx512vbmi", "amx_tile", "amx_int8", "amx_bf16")),
 )
 
 
@@ -72,11 +79,10 @@ def suits(target: Target, cpuinfo: Path = CPUINFO) -> bool:
 
 
 def choose_target(cpuinfo: Path = CPUINFO) -> Target | None:
-    """What is faster than onnxruntime; None where that is as fast: with VNNI alone, and on ARM."""
-    if suits(TILES, cpuinfo):
-        return TILES
-    is_old = lacks_byte_products(read_cpu_flags(cpuinfo))
-    return VECTORS if is_old and suits(VECTORS, cpuinfo) else None
+    """What is faster than onnxruntime; None on ARM, and where there is VNNI without AVX-512."""
+    fastest = next((target for target in (AMX, VNNI) if suits(target, cpuinfo)), None)
+    is_old = lacks_byte_products(read_cpu_flags(cpuinfo)) and suits(AVX2, cpuinfo)
+    return fastest or (AVX2 if is_old else None)
 
 
 def load_library(target: Target) -> ctypes.CDLL:
@@ -170,7 +176,7 @@ def main() -> int:
     if platform.machine() != "x86_64":
         print("nothing to compile: it is for x86 alone")
         return 0
-    for target in (TILES, VECTORS):
+    for target in (AMX, VNNI, AVX2):
         path = path_of(target)
         try:
             compile_library(target, path)

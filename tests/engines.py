@@ -13,9 +13,10 @@ from sensevoice_service.ctc import best_path
 from sensevoice_service.frontend import FeatureBatch
 from sensevoice_service.loading import check_chunk
 from sensevoice_service.native_library import (
+    AMX,
+    AVX2,
     PLAIN,
-    TILES,
-    VECTORS,
+    VNNI,
     Target,
     load_library,
     suits,
@@ -24,7 +25,7 @@ from sensevoice_service.steering import Legible
 from sensevoice_service.types import Chunk, Hypothesis
 from tests.models import Model, chunk_of, noise
 
-NATIVE_TARGETS = (PLAIN, VECTORS, TILES)
+NATIVE_TARGETS = (PLAIN, AVX2, VNNI, AMX)
 
 
 def native_library(target: Target) -> ctypes.CDLL:

@@ -22,7 +22,7 @@ from sensevoice_service.cli.info import (
     native_warnings,
 )
 from sensevoice_service.cli.machine import Cpu, Gpu, read_cpu, read_gpus
-from sensevoice_service.native_library import TILES, VECTORS, Target
+from sensevoice_service.native_library import AMX, AVX2, VNNI, Target
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = Cpu("a cpu", 4, 8, 8, ("avx2", "avx512_vnni"))
@@ -152,11 +152,12 @@ def test_int8_without_vnni_is_warned_of() -> None:
 @pytest.mark.parametrize(
     ("precision", "target", "has_library", "warning"),
     [
-        ("int8", TILES, False, "no C compiler for the encoder in C for AMX"),
-        ("int8", VECTORS, False, "no C compiler for the encoder in C for AVX2"),
-        ("int8", TILES, True, None),
+        ("int8", AMX, False, "no C compiler for the encoder in C for AMX"),
+        ("int8", AVX2, False, "no C compiler for the encoder in C for AVX2"),
+        ("int8", VNNI, False, "no C compiler for the encoder in C for AVX-512 VNNI"),
+        ("int8", AMX, True, None),
         ("int8", None, False, None),
-        ("fp32", TILES, False, None),
+        ("fp32", AMX, False, None),
     ],
 )
 def test_a_cpu_without_the_c_that_is_for_it_is_warned_of(

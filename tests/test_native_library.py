@@ -13,10 +13,11 @@ import pytest
 
 from sensevoice_service import native_library
 from sensevoice_service.native_library import (
+    AMX,
+    AVX2,
     PLAIN,
     SOURCES,
-    TILES,
-    VECTORS,
+    VNNI,
     NativeUnavailable,
     Target,
     choose_target,
@@ -30,7 +31,8 @@ from sensevoice_service.native_library import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-ALL_FLAGS = " ".join(sorted(TILES.cpu_flags))
+ALL_FLAGS = " ".join(sorted(AMX.cpu_flags | VNNI.cpu_flags))
+AVX512 = " ".join(sorted(VNNI.cpu_flags))
 
 
 @pytest.fixture
@@ -65,18 +67,20 @@ def libraries(folder: Path) -> list[Path]:
 def test_a_cpu_suits_if_it_has_all_that_is_needed(tmp_path: Path, flags: str, does: bool) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"flags\t\t: {flags}\n")
-    assert suits(TILES, cpuinfo) is does
+    assert suits(AMX, cpuinfo) is does
     assert suits(PLAIN, cpuinfo)
 
 
 @pytest.mark.parametrize(
     ("flags", "target"),
     [
-        (ALL_FLAGS, TILES),
-        ("avx2 fma bmi2 avx512f avx512_vnni", None),
+        (ALL_FLAGS, AMX),
+        (ALL_FLAGS.replace("amx_tile", ""), VNNI),
+        (AVX512, VNNI),
+        (AVX512.replace("avx512bw", ""), None),
         ("avx2 fma bmi2 avx_vnni", None),
-        ("avx2 fma bmi2 avx512f", VECTORS),
-        ("avx2 fma bmi2", VECTORS),
+        ("avx2 fma bmi2 avx512f", AVX2),
+        ("avx2 fma bmi2", AVX2),
         ("avx2 fma", None),
         ("sse4_2 avx", None),
         ("fp asimd asimddp", None),
@@ -91,7 +95,7 @@ def test_c_is_for_cpus_on_which_it_is_faster(
 
 
 def test_without_cpuinfo_nothing_is_taken_for_granted(tmp_path: Path) -> None:
-    assert not suits(TILES, tmp_path / "none")
+    assert not suits(AMX, tmp_path / "none")
     assert choose_target(tmp_path / "none") is None
 
 
@@ -139,7 +143,7 @@ def test_what_cannot_be_compiled_ahead_is_left_to_who_asks(
 
 def test_other_sources_or_flags_are_another_library(sources: Path) -> None:
     before = path_of(PLAIN)
-    assert path_of(TILES) != before
+    assert path_of(AMX) != before
     with (sources / "tiles.h").open("a") as file:
         file.write("/* more */\n")
     assert path_of(PLAIN) != before
@@ -208,7 +212,7 @@ def test_a_file_that_is_no_library_is_not_loaded(sources: Path) -> None:
 def test_a_kernel_that_forbids_the_tile_unit_is_believed(
     sources: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = sources / "tiles_plain.h"
+    source = sources / "tiles.h"
     source.write_text(
         source.read_text().replace(
             "static inline int tiles_permitted(void) { return 1; }",
@@ -234,8 +238,9 @@ def test_an_image_has_it_compiled_for_all_that_may_run_it(
     sources: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main() == 0
-    assert capsys.readouterr().out.split() == [str(path_of(TILES)), str(path_of(VECTORS))]
-    assert libraries(sources) == sorted([path_of(TILES), path_of(VECTORS)])
+    paths = [path_of(target) for target in (AMX, VNNI, AVX2)]
+    assert capsys.readouterr().out.split() == [str(path) for path in paths]
+    assert libraries(sources) == sorted(paths)
 
 
 def test_an_image_without_it_is_not_built(

@@ -16,14 +16,14 @@ from sensevoice_service.callers import Threads
 from sensevoice_service.encoder import EncoderConfig, SenseVoice
 from sensevoice_service.frontend import FeatureBatch
 from sensevoice_service.native_engine import NativeEngine
-from sensevoice_service.native_library import PLAIN, TILES, VECTORS, Target
+from sensevoice_service.native_library import AMX, AVX2, PLAIN, VNNI, Target
 from sensevoice_service.types import Chunk, Hypothesis
 from tests.engines import features_of, native_library, same
 from tests.models import Model
 
 DEEP = EncoderConfig(64, 80, 64, 2, 64, 200, 2, 3)  # as many places for a team to change
 # By the target: so many frames that a call takes about a second.
-FRAMES = {PLAIN: 100, VECTORS: 800, TILES: 1_600}
+FRAMES = {PLAIN: 100, AVX2: 800, VNNI: 1_600, AMX: 1_600}
 ALL_CORES = 3
 ATTEMPTS = 20
 PATIENCE_S = 60.0

@@ -81,7 +81,7 @@ def native_warnings(precision: str | None) -> list[str]:
         return []
     return [
         f"there is no C compiler for the encoder in C for {target.name} (gcc libc6-dev):"
-        " int8 has little more than half its speed"
+        " int8 runs in onnxruntime, more slowly and in more memory"
     ]
 
 

@@ -46,11 +46,13 @@ INLINE void put_values(const float *one, const float *next, const float *per_uni
                        int panel, int n_padded, Half *head) {
     Half *to = head + (size_t)panel * 32 * n_padded + (size_t)(frame / 32) * 2 * HALF_TILE +
                frame % 32 / 2 * 32;
-    for (int tile = 0; tile < 2; tile++, to += HALF_TILE, one += 16, next += 16)
-        for (int i = 0; i < 16; i++) {
-            const Half pair[] = {half_of(one[i], per_unit[0]), half_of(next[i], per_unit[1])};
-            memcpy(to + 2 * i, pair, sizeof pair);
-        }
+    for (int tile = 0; tile < 2; tile++, to += HALF_TILE, one += 16, next += 16) {
+        uint32_t pairs[16];
+        for (int i = 0; i < 16; i++)
+            pairs[i] = (uint16_t)half_of(one[i], per_unit[0]) |
+                       (uint32_t)(uint16_t)half_of(next[i], per_unit[1]) << 16;
+        memcpy(to, pairs, sizeof pairs);
+    }
 }
 
 /* 2^x for x <= 0, to seven digits: a polynomial of the fraction, put behind the exponent. */

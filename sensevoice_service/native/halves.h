@@ -10,8 +10,6 @@
 
 #include "tiles.h"
 
-#define INLINE static inline __attribute__((always_inline))
-
 INLINE Half half_of(float value, float per_unit) {
     if (HALVES_ARE_WHOLE) return (Half)((int)(value * per_unit + 32768.5f) - 32768);
     union {

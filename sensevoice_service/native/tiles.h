@@ -1,5 +1,5 @@
-/* Products of tiles of 1 KiB, 16 rows of 64 bytes: on the tile unit of AMX, on the vectors of AVX2,
- * or in plain C.
+/* Products of tiles of 1 KiB, 16 rows of 64 bytes: on the tile unit of AMX, on the vectors of AVX-512
+ * with VNNI or of AVX2, or in plain C.
  *
  * Intel, "Architecture Instruction Set Extensions Programming Reference", chapter 3. A tile of the
  * left side holds 16 rows of 64 bytes (or 32 halves); one of the right side holds 16 columns, each
@@ -14,7 +14,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define INLINE static inline __attribute__((always_inline))
+
 enum { TILE_BYTES = 1024, TILE_ROWS = 16, PANEL_COLUMNS = 32, INT8_STEP = 64, HALF_STEP = 32 };
+enum { LINE_BYTES = 64, NEIGHBOUR_BYTES = 4 }; /* of a row of a tile, and of its neighbours */
 
 /* Rows of one or two row tiles and a panel, and what will be wanted after them. */
 typedef struct {
@@ -30,10 +33,17 @@ typedef struct {
  * the weights of a group may be, if there is such a bound. */
 #if defined(__AMX_INT8__)
 #include "tiles_amx.h"
+#else
+static inline int tiles_permitted(void) { return 1; }
+static inline void tiles_begin(void) {}
+static inline void tiles_end(void) {}
+#if defined(__AVX512VNNI__)
+#include "tiles_vnni.h"
 #elif defined(__AVX2__)
 #include "tiles_avx2.h"
 #else
 #include "tiles_plain.h"
+#endif
 #endif
 
 #endif

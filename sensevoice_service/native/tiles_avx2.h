@@ -14,13 +14,8 @@
 typedef int16_t Half; /* a whole number of units, see halves.h */
 enum { HALVES_ARE_WHOLE = 1, HIGHEST_LEVEL = 181, HIGHEST_WEIGHT_SUM = 181 };
 
-static inline int tiles_permitted(void) { return 1; }
-static inline void tiles_begin(void) {}
-static inline void tiles_end(void) {}
-
 /* Two rows by a panel; more sums than that have no registers. */
-enum { ROWS_AT_ONCE = 2, VECTORS = PANEL_COLUMNS / 8, LINE_BYTES = 64, NEIGHBOUR_BYTES = 4 };
-enum { GROUPS = LINE_BYTES / NEIGHBOUR_BYTES };
+enum { ROWS_AT_ONCE = 2, VECTORS = PANEL_COLUMNS / 8, GROUPS = LINE_BYTES / NEIGHBOUR_BYTES };
 /* So that a panel's part stays in the first cache while all rows go by. */
 enum { STEPS_AT_ONCE = 8 };
 
@@ -29,15 +24,13 @@ typedef __m256i Sums[ROWS_AT_ONCE][VECTORS];
 /* The compiler would read weights again for every row, and put sums off until registers run out. */
 #define HERE(vector) __asm__("" : "+x"(vector))
 
-#define TILE_INLINE static inline __attribute__((always_inline))
-
-TILE_INLINE __m256i neighbours(const char *at) {
+INLINE __m256i neighbours(const char *at) {
     int32_t four_bytes;
     memcpy(&four_bytes, at, sizeof four_bytes);
     return _mm256_set1_epi32(four_bytes);
 }
 
-TILE_INLINE __m256i weights(const char *panel, int group, int vector) {
+INLINE __m256i weights(const char *panel, int group, int vector) {
     const char *tile = panel + vector / 2 * TILE_BYTES;
     __m256i read = _mm256_load_si256((const __m256i *)(tile + group * LINE_BYTES) + vector % 2);
     HERE(read);
@@ -46,16 +39,16 @@ TILE_INLINE __m256i weights(const char *panel, int group, int vector) {
 
 typedef __m256i Add(__m256i sum, __m256i left, __m256i right);
 
-TILE_INLINE __m256i add_bytes(__m256i sum, __m256i left, __m256i right) {
+INLINE __m256i add_bytes(__m256i sum, __m256i left, __m256i right) {
     return _mm256_add_epi16(sum, _mm256_maddubs_epi16(left, right));
 }
 
-TILE_INLINE __m256i add_halves(__m256i sum, __m256i left, __m256i right) {
+INLINE __m256i add_halves(__m256i sum, __m256i left, __m256i right) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(left, right));
 }
 
 /* Four bytes of each row by as many of each column. */
-TILE_INLINE void add_group(const char *rows, const char *panel, int group, Add add, Sums sums) {
+INLINE void add_group(const char *rows, const char *panel, int group, Add add, Sums sums) {
     const char *at = rows + group * NEIGHBOUR_BYTES;
     const __m256i left[] = {neighbours(at), neighbours(at + LINE_BYTES)};
 #pragma GCC unroll 8
@@ -71,7 +64,7 @@ TILE_INLINE void add_group(const char *rows, const char *panel, int group, Add a
 }
 
 /* One step along the sum, 64 bytes of each row. */
-TILE_INLINE void step_int8(const char *rows, const char *panel, Sums sums) {
+INLINE void step_int8(const char *rows, const char *panel, Sums sums) {
     enum { TOGETHER = 4 };
     for (int first = 0; first < GROUPS; first += TOGETHER) {
         Sums pairs = {{_mm256_setzero_si256()}};
@@ -87,19 +80,19 @@ TILE_INLINE void step_int8(const char *rows, const char *panel, Sums sums) {
     }
 }
 
-TILE_INLINE void step_half(const char *rows, const char *panel, Sums sums) {
+INLINE void step_half(const char *rows, const char *panel, Sums sums) {
     for (int group = 0; group < GROUPS; group++) add_group(rows, panel, group, add_halves, sums);
 }
 
-TILE_INLINE __m256i as_whole(__m256i sums) { return sums; }
-TILE_INLINE __m256i as_float(__m256i sums) { return _mm256_castps_si256(_mm256_cvtepi32_ps(sums)); }
+INLINE __m256i as_whole(__m256i sums) { return sums; }
+INLINE __m256i as_float(__m256i sums) { return _mm256_castps_si256(_mm256_cvtepi32_ps(sums)); }
 
 typedef void AddStep(const char *rows, const char *panel, Sums sums);
 typedef __m256i Read(__m256i sums);
 
 /* Some steps of two rows, onto what `out` has of those before them. */
-TILE_INLINE void add_steps(const char *rows, const char *panel, int n_steps, int is_first,
-                           int is_last, AddStep add_step, Read read, int32_t *out, int stride) {
+INLINE void add_steps(const char *rows, const char *panel, int n_steps, int is_first, int is_last,
+                      AddStep add_step, Read read, int32_t *out, int stride) {
     Sums sums;
     __m256i *kept[] = {(__m256i *)out, (__m256i *)(out + stride)};
     for (int row = 0; row < ROWS_AT_ONCE; row++)
@@ -114,8 +107,7 @@ TILE_INLINE void add_steps(const char *rows, const char *panel, int n_steps, int
                                 is_last ? read(sums[row][vector]) : sums[row][vector]);
 }
 
-TILE_INLINE void multiply_tiles(Operands in, AddStep add_step, Read read, int32_t *out,
-                                int stride) {
+INLINE void multiply_tiles(Operands in, AddStep add_step, Read read, int32_t *out, int stride) {
     const char *ahead = in.ahead;
     const int n_pairs = (in.n_rows + 1) / ROWS_AT_ONCE;
     const int lines = (in.lines_ahead * STEPS_AT_ONCE + n_pairs - 1) / n_pairs;

@@ -5,10 +5,6 @@
 typedef uint16_t Half; /* bf16 */
 enum { HALVES_ARE_WHOLE = 0, HIGHEST_LEVEL = 255, HIGHEST_WEIGHT_SUM = 0 };
 
-static inline int tiles_permitted(void) { return 1; }
-static inline void tiles_begin(void) {}
-static inline void tiles_end(void) {}
-
 static inline float widened(Half value) {
     union {
         uint32_t bits;
