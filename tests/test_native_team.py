@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,15 +64,33 @@ def callers() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def n_helpers() -> int:
-    """Threads of teams, beside the callers themselves."""
-    names = []
+def helpers() -> list[str]:
+    """What Linux says of the threads of teams, beside the callers themselves."""
+    found = []
     for thread in Path("/proc/self/task").iterdir():
         try:
-            names.append((thread / "comm").read_text())
+            found.append((thread / "status").read_text())
         except OSError:  # it has ended meanwhile
             continue
-    return names.count("encoder\n")
+    return [status for status in found if status.startswith("Name:\tencoder\n")]
+
+
+def n_helpers() -> int:
+    return len(helpers())
+
+
+def cores_of_helpers() -> list[str]:
+    return [re.findall(r"^Cpus_allowed_list:\t(.*)$", status, re.M)[0] for status in helpers()]
+
+
+def as_ranges(cores: set[int]) -> str:
+    """As Linux writes them: 0-3,8."""
+    starts = (core for core in sorted(cores) if core - 1 not in cores)
+    ends = (core for core in sorted(cores) if core + 1 not in cores)
+    return ",".join(
+        f"{start}-{end}" if end > start else str(start)
+        for start, end in zip(starts, ends, strict=True)
+    )
 
 
 def comes_while(running: list[Answer], is_so: Callable[[], bool]) -> bool:
@@ -105,6 +125,25 @@ def test_a_lone_call_has_all_cores_shares_them_with_a_second_and_has_them_back(
         first.result()
         assert n_helpers() == 0
         return has_all and has_shared and has_all_again
+
+    assert is_seen(happens)
+
+
+@pytest.mark.parametrize("n_cores", [1, None], ids=["a core alone", "all cores"])
+def test_its_threads_may_be_moved_to_each_of_its_cores_and_to_no_other(
+    engine: NativeEngine, long: FeatureBatch, callers: ThreadPoolExecutor, n_cores: int | None
+) -> None:
+    """They begin on a core each."""
+    cores = set(sorted(os.sched_getaffinity(0))[:n_cores])
+
+    def infer_on_them() -> list[Hypothesis]:
+        os.sched_setaffinity(0, cores)  # of this thread
+        return engine.infer(long)
+
+    def happens() -> bool:
+        call = callers.submit(infer_on_them)
+        wanted = [as_ranges(cores)] * (ALL_CORES - 1)
+        return comes_while([call], lambda: cores_of_helpers() == wanted)
 
     assert is_seen(happens)
 

@@ -316,12 +316,12 @@ static void run(Member *member) {
     const Network *network = call->network;
     tiles_begin();
     if (!member->first_block) begin(member, network->blocks[0].norm1);
-    for (int i = member->first_block; i < network->n_blocks && !member->has_left; i++) {
+    for (int i = member->first_block; i < network->n_blocks && !has_left(member); i++) {
         run_block(member, i);
         regroup(member, i + 1);
     }
-    if (call->logits && !member->has_left) write_logits(member);
-    if (call->ids && !member->has_left) find_best(member);
+    if (call->logits && !has_left(member)) write_logits(member);
+    if (call->ids && !has_left(member)) find_best(member);
     tiles_end();
 }
 

@@ -4,7 +4,8 @@
  * items, and then takes what the others have not begun, since a core may be slower than another:
  * virtual ones have neighbours.
  *
- * After a block there may be more of them or fewer, as other calls have ended or begun.
+ * After a block there may be more of them or fewer, as other calls have ended or begun. A new one is
+ * let in when it is at work on a core, so that nobody ever waits for one that has none.
  */
 #ifndef SENSEVOICE_TEAM_H
 #define SENSEVOICE_TEAM_H
@@ -29,12 +30,17 @@ typedef struct {
     atomic_int n_arrived, n_meetings;
 } Team;
 
+/* A thread comes, and is ready; then it is let in, or told to leave. */
+enum { ABSENT, COMING, READY, INSIDE, LEAVING };
+
 struct Member {
     Call *call;
     Team *team;
     int rank, first_block, n_meetings_before;
-    int has_left, has_thread;
+    atomic_int standing;
+    int has_thread;
     pthread_t thread;
+    cpu_set_t cores; /* on which it may be, once it has begun */
     _Alignas(64) atomic_int n_taken; /* of its share of this step, by whomever */
 };
 
@@ -116,37 +122,89 @@ static int wanted_members(const Team *team) {
 static void *join_in(void *argument) {
     Member *member = argument;
     pthread_setname_np(pthread_self(), "encoder");
-    while (atomic_load(&member->team->n_meetings) == member->n_meetings_before) sched_yield();
-    member->team->work(member);
+    if (CPU_COUNT(&member->cores)) sched_setaffinity(0, sizeof member->cores, &member->cores);
+    int coming = COMING;
+    atomic_compare_exchange_strong(&member->standing, &coming, READY);
+    while (atomic_load(&member->standing) == READY) sched_yield();
+    if (atomic_load(&member->standing) == INSIDE) {
+        while (atomic_load(&member->team->n_meetings) == member->n_meetings_before) sched_yield();
+        member->team->work(member);
+    }
+    atomic_store(&member->standing, ABSENT);
     return NULL;
 }
+
+static int has_left(const Member *member) { return atomic_load(&member->standing) == LEAVING; }
 
 static void end_thread(Member *member) {
     if (member->has_thread) pthread_join(member->thread, NULL);
     member->has_thread = 0;
 }
 
-/* It begins when the others are let go. 0 where the system has no thread left. */
-static int add_member(Team *team, int first_block) {
-    Member *one = &team->members[team->n_members];
-    end_thread(one);
-    one->has_left = 0;
-    one->first_block = first_block;
-    one->n_meetings_before = atomic_load(&team->n_meetings);
-    one->has_thread = !pthread_create(&one->thread, NULL, join_in, one);
-    team->n_members += one->has_thread;
-    return one->has_thread;
+/* As many places behind the core that this runs on, among those that the process may have. */
+static cpu_set_t core_behind(const cpu_set_t *cores, int n_places) {
+    int core = sched_getcpu();
+    while (n_places)
+        if (CPU_ISSET(core = (core + 1) % CPU_SETSIZE, cores)) n_places--;
+    cpu_set_t found;
+    CPU_ZERO(&found);
+    CPU_SET(core, &found);
+    return found;
 }
 
-static void resize(Team *team, int next_block) {
-    const int n = wanted_members(team);
-    while (team->n_members > n) team->members[--team->n_members].has_left = 1;
-    while (team->n_members < n && add_member(team, next_block)) continue;
+/* A scheduler may begin a thread on the core of the one that makes it, and leave both there for
+ * longer than a call lasts. So each begins on a core of its own, if there is word of them. */
+static int begin_thread(Member *one, int n_places) {
+    pthread_attr_t attributes;
+    if (pthread_attr_init(&attributes)) return 0;
+    CPU_ZERO(&one->cores);
+    if (!sched_getaffinity(0, sizeof one->cores, &one->cores)) {
+        const cpu_set_t core = core_behind(&one->cores, n_places);
+        pthread_attr_setaffinity_np(&attributes, sizeof core, &core);
+    }
+    const int has_begun = !pthread_create(&one->thread, &attributes, join_in, one);
+    pthread_attr_destroy(&attributes);
+    return has_begun;
+}
+
+/* It is asked for again after the next block where the system has no thread left. */
+static void call_in(Member *one, int n_places) {
+    end_thread(one);
+    atomic_store(&one->standing, COMING);
+    one->has_thread = begin_thread(one, n_places);
+    if (!one->has_thread) atomic_store(&one->standing, ABSENT);
+}
+
+/* It begins when the others are let go. */
+static void let_in(Member *one, int first_block) {
+    Team *team = one->team;
+    one->first_block = first_block;
+    one->n_meetings_before = atomic_load(&team->n_meetings);
+    team->n_members++;
+    atomic_store(&one->standing, INSIDE);
+}
+
+static void send_away(Member *one) {
+    const int standing = atomic_load(&one->standing);
+    if (standing != ABSENT && standing != LEAVING) atomic_store(&one->standing, LEAVING);
+}
+
+static void resize(const Member *member, int next_block) {
+    Team *team = member->team;
+    const int n = wanted_members(team), n_all = team->cores->n_all;
+    if (team->n_members > n) team->n_members = n;
+    for (int rank = n; rank < n_all; rank++) send_away(&team->members[rank]);
+    for (int rank = team->n_members; rank < n; rank++) {
+        Member *one = &team->members[rank];
+        const int standing = atomic_load(&one->standing);
+        if (standing == ABSENT) call_in(one, rank - member->rank);
+        if (standing == READY && rank == team->n_members) let_in(one, next_block);
+    }
 }
 
 static void regroup(Member *member, int next_block) {
     if (arrive(member->team)) {
-        resize(member->team, next_block);
+        resize(member, next_block);
         let_go(member->team);
     }
 }
@@ -158,10 +216,10 @@ static void run_team(Team *team, Call *call) {
     atomic_fetch_add(&team->cores->n_calls, 1);
     atomic_fetch_add(&team->cores->n_inside, 1);
     team->n_members = 1;
-    resize(team, 0);
-    let_go(team);
+    resize(&team->members[0], 0);
     team->work(&team->members[0]);
     atomic_fetch_sub(&team->cores->n_inside, 1);
+    for (int rank = team->n_members; rank < n_all; rank++) send_away(&team->members[rank]);
     for (int rank = 1; rank < n_all; rank++) end_thread(&team->members[rank]);
 }
 
