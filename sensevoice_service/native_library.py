@@ -47,6 +47,10 @@ class Target:
     flags: tuple[str, ...]
     cpu_flags: frozenset[str]
 
+    def suits(self, cpu_flags: frozenset[str]) -> bool:
+        """Whether a CPU of these flags has all that is needed."""
+        return self.cpu_flags <= cpu_flags
+
 
 def _switches(*names: str) -> tuple[str, ...]:
     return tuple(f"-m{name}" for name in names)
@@ -73,16 +77,11 @@ AMX = Target(
 )
 
 
-def suits(target: Target, cpuinfo: Path = CPUINFO) -> bool:
-    """Whether this CPU has all that the target needs."""
-    return target.cpu_flags <= read_cpu_flags(cpuinfo)
-
-
 def choose_target(cpuinfo: Path = CPUINFO) -> Target | None:
     """What is faster than onnxruntime; None on ARM, and where there is VNNI without AVX-512."""
-    fastest = next((target for target in (AMX, VNNI) if suits(target, cpuinfo)), None)
-    is_old = lacks_byte_products(read_cpu_flags(cpuinfo)) and suits(AVX2, cpuinfo)
-    return fastest or (AVX2 if is_old else None)
+    flags = read_cpu_flags(cpuinfo)
+    targets = (AMX, VNNI, AVX2) if lacks_byte_products(flags) else (AMX, VNNI)
+    return next((target for target in targets if target.suits(flags)), None)
 
 
 def load_library(target: Target) -> ctypes.CDLL:

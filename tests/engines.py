@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sensevoice_service.cpu_flags import read_cpu_flags
 from sensevoice_service.ctc import best_path
 from sensevoice_service.frontend import FeatureBatch
 from sensevoice_service.loading import check_chunk
@@ -19,7 +20,6 @@ from sensevoice_service.native_library import (
     VNNI,
     Target,
     load_library,
-    suits,
 )
 from sensevoice_service.steering import Legible
 from sensevoice_service.types import Chunk, Hypothesis
@@ -30,7 +30,7 @@ NATIVE_TARGETS = (PLAIN, AVX2, VNNI, AMX)
 
 def native_library(target: Target) -> ctypes.CDLL:
     """Skips the test where this CPU cannot run it."""
-    if not suits(target):
+    if not target.suits(read_cpu_flags()):
         pytest.skip(f"this CPU has no {target.name}")
     return load_library(target)
 

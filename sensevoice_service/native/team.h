@@ -153,7 +153,7 @@ static cpu_set_t core_behind(const cpu_set_t *cores, int n_places) {
 }
 
 /* A scheduler may begin a thread on the core of the one that makes it, and leave both there for
- * longer than a call lasts. So each begins on a core of its own, if there is word of them. */
+ * longer than a call lasts. So each begins on a core of its own, where that is to be had. */
 static int begin_thread(Member *one, int n_places) {
     pthread_attr_t attributes;
     if (pthread_attr_init(&attributes)) return 0;
@@ -164,7 +164,7 @@ static int begin_thread(Member *one, int n_places) {
     }
     const int has_begun = !pthread_create(&one->thread, &attributes, join_in, one);
     pthread_attr_destroy(&attributes);
-    return has_begun;
+    return has_begun || !pthread_create(&one->thread, NULL, join_in, one);
 }
 
 /* It is asked for again after the next block where the system has no thread left. */
