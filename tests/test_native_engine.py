@@ -1,4 +1,4 @@
-"""The engine in C against torch's: for AMX and AVX2 where a CPU has them, and plain everywhere."""
+"""The engine in C against torch's: for each target that this CPU suits, and plain everywhere."""
 
 from __future__ import annotations
 
