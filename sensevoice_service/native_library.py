@@ -75,13 +75,14 @@ AMX = Target(
     ),
     frozenset((*_AVX512, "avx512vbmi", "amx_tile", "amx_int8", "amx_bf16")),
 )
+TARGETS = (AMX, VNNI, AVX2)  # the fastest first
 
 
 def choose_target(cpuinfo: Path = CPUINFO) -> Target | None:
     """What is faster than onnxruntime; None on ARM, and where there is VNNI without AVX-512."""
     flags = read_cpu_flags(cpuinfo)
-    targets = (AMX, VNNI, AVX2) if lacks_byte_products(flags) else (AMX, VNNI)
-    return next((target for target in targets if target.suits(flags)), None)
+    found = next((target for target in TARGETS if target.suits(flags)), None)
+    return found if found is not AVX2 or lacks_byte_products(flags) else None
 
 
 def load_library(target: Target) -> ctypes.CDLL:
@@ -175,7 +176,7 @@ def main() -> int:
     if platform.machine() != "x86_64":
         print("nothing to compile: it is for x86 alone")
         return 0
-    for target in (AMX, VNNI, AVX2):
+    for target in TARGETS:
         path = path_of(target)
         try:
             compile_library(target, path)

@@ -14,10 +14,8 @@ from sensevoice_service.ctc import best_path
 from sensevoice_service.frontend import FeatureBatch
 from sensevoice_service.loading import check_chunk
 from sensevoice_service.native_library import (
-    AMX,
-    AVX2,
     PLAIN,
-    VNNI,
+    TARGETS,
     Target,
     load_library,
 )
@@ -25,7 +23,7 @@ from sensevoice_service.steering import Legible
 from sensevoice_service.types import Chunk, Hypothesis
 from tests.models import Model, chunk_of, noise
 
-NATIVE_TARGETS = (PLAIN, AVX2, VNNI, AMX)
+NATIVE_TARGETS = (PLAIN, *TARGETS)
 
 
 def native_library(target: Target) -> ctypes.CDLL:

@@ -36,7 +36,7 @@ enum { ABSENT, COMING, READY, INSIDE, LEAVING };
 struct Member {
     Call *call;
     Team *team;
-    int rank, first_block, n_meetings_before;
+    int rank, first_block;
     atomic_int standing;
     int has_thread;
     pthread_t thread;
@@ -126,10 +126,7 @@ static void *join_in(void *argument) {
     int coming = COMING;
     atomic_compare_exchange_strong(&member->standing, &coming, READY);
     while (atomic_load(&member->standing) == READY) sched_yield();
-    if (atomic_load(&member->standing) == INSIDE) {
-        while (atomic_load(&member->team->n_meetings) == member->n_meetings_before) sched_yield();
-        member->team->work(member);
-    }
+    if (atomic_load(&member->standing) == INSIDE) member->team->work(member);
     atomic_store(&member->standing, ABSENT);
     return NULL;
 }
@@ -175,15 +172,6 @@ static void call_in(Member *one, int n_places) {
     if (!one->has_thread) atomic_store(&one->standing, ABSENT);
 }
 
-/* It begins when the others are let go. */
-static void let_in(Member *one, int first_block) {
-    Team *team = one->team;
-    one->first_block = first_block;
-    one->n_meetings_before = atomic_load(&team->n_meetings);
-    team->n_members++;
-    atomic_store(&one->standing, INSIDE);
-}
-
 static void send_away(Member *one) {
     const int standing = atomic_load(&one->standing);
     if (standing != ABSENT && standing != LEAVING) atomic_store(&one->standing, LEAVING);
@@ -198,15 +186,21 @@ static void resize(const Member *member, int next_block) {
         Member *one = &team->members[rank];
         const int standing = atomic_load(&one->standing);
         if (standing == ABSENT) call_in(one, rank - member->rank);
-        if (standing == READY && rank == team->n_members) let_in(one, next_block);
+        if (standing == READY && rank == team->n_members) {
+            one->first_block = next_block;
+            team->n_members++;
+        }
     }
 }
 
 static void regroup(Member *member, int next_block) {
-    if (arrive(member->team)) {
-        resize(member, next_block);
-        let_go(member->team);
-    }
+    Team *team = member->team;
+    if (!arrive(team)) return;
+    resize(member, next_block);
+    let_go(team);
+    /* New ones begin now: earlier they would take this meeting for their next. */
+    for (int rank = 1; rank < team->n_members; rank++)
+        atomic_store(&team->members[rank].standing, INSIDE);
 }
 
 static void run_team(Team *team, Call *call) {

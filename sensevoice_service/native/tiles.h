@@ -29,6 +29,11 @@ typedef struct {
     int lines_ahead; /* at each step */
 } Operands;
 
+INLINE const char *row_at(const Operands *in, int row) {
+    return (const char *)in->rows + row / TILE_ROWS * in->row_tile_bytes +
+           row % TILE_ROWS * LINE_BYTES;
+}
+
 /* Each of these says what a `Half` is, the highest level of activations, and how large the sum of
  * the weights of a group may be, if there is such a bound. */
 #if defined(__AMX_INT8__)

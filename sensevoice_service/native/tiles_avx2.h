@@ -116,8 +116,7 @@ INLINE void multiply_tiles(Operands in, AddStep add_step, Read read, int32_t *ou
         const int n_steps = is_last ? in.n_steps - first : STEPS_AT_ONCE;
         const char *panel = (const char *)in.panel + first * 2 * TILE_BYTES;
         for (int row = 0; row < in.n_rows; row += ROWS_AT_ONCE) {
-            const char *rows = (const char *)in.rows + row / TILE_ROWS * in.row_tile_bytes +
-                               first * TILE_BYTES + row % TILE_ROWS * LINE_BYTES;
+            const char *rows = row_at(&in, row) + first * TILE_BYTES;
             add_steps(rows, panel, n_steps, first == 0, is_last, add_step, read,
                       out + row * stride, stride);
             for (int i = 0; i < lines; i++, ahead += LINE_BYTES) __builtin_prefetch(ahead, 0, 2);

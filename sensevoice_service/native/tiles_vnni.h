@@ -81,10 +81,9 @@ INLINE void multiply_tiles(Operands in, Add add, Read read, int32_t *out, int st
     in.lines_ahead = (in.lines_ahead + n_blocks - 1) / n_blocks;
     for (int row = 0; row < in.n_rows; row += ROWS_AT_ONCE, out += ROWS_AT_ONCE * stride) {
         const int n_left = in.n_rows - row;
-        const char *rows = (const char *)in.rows + row / TILE_ROWS * in.row_tile_bytes +
-                           row % TILE_ROWS * LINE_BYTES;
+        const char *rows = row_at(&in, row);
         /* Each of these has its number of rows compiled into it. */
-        if (n_left > 4) multiply_rows(rows, 8, in, add, read, out, stride);
+        if (n_left > 4) multiply_rows(rows, ROWS_AT_ONCE, in, add, read, out, stride);
         else if (n_left > 2) multiply_rows(rows, 4, in, add, read, out, stride);
         else multiply_rows(rows, 2, in, add, read, out, stride);
         in.ahead = (const char *)in.ahead + in.n_steps * in.lines_ahead * LINE_BYTES;
