@@ -15,6 +15,7 @@ from sensevoice_service.onnx_graph import column_scales, round_columns
 
 PANEL_COLUMNS, STEP = 32, 64  # columns of a panel, and what one tile of it sums over: see tiles.h
 LINE_BYTES = 64
+PIECE_BYTES = 32 * 2**20  # more than any layer has
 LANES = 32  # channels that are added at once
 HIGHEST_WEIGHT, WEIGHTS_OF_A_GROUP = 127, 8
 NEVER = -1e30  # bias of logits behind the vocabulary; the C knows no infinity
@@ -113,14 +114,32 @@ def to_panels(columns: NDArray[np.int8]) -> NDArray[np.int8]:
     return tiles.transpose(0, 3, 1, 4, 2, 5)
 
 
-def aligned(values: Array) -> Array:
-    """A copy that begins at a line of the cache, as a row of a tile fills one."""
-    n_bytes = values.nbytes
-    memory = np.empty(n_bytes + LINE_BYTES, np.int8)
-    start = -memory.ctypes.data % LINE_BYTES
-    copy: Array = memory[start : start + n_bytes].view(values.dtype).reshape(values.shape)
-    copy[...] = values
-    return copy
+class Memory:
+    """Copies of arrays side by side, each from a line of the cache on: a row of a tile fills one.
+
+    They share large pieces, for which numpy asks Linux for pages of 2 MiB (see its
+    ``NUMPY_MADVISE_HUGEPAGE``). A call reads all weights once, and with pages of 4 KiB it may take
+    longer to look up where they are than to read them.
+    """
+
+    def __init__(self) -> None:
+        self._piece = np.empty(0, np.int8)
+        self._n_used = 0
+
+    def keep(self, values: Array) -> Array:
+        """The copy, which keeps its piece alive."""
+        n_bytes = values.nbytes + -values.nbytes % LINE_BYTES
+        if self._n_used + n_bytes > len(self._piece):
+            self._begin_piece(max(PIECE_BYTES, n_bytes + LINE_BYTES))
+        place = self._piece[self._n_used : self._n_used + values.nbytes]
+        self._n_used += n_bytes
+        copy: Array = place.view(values.dtype).reshape(values.shape)
+        copy[...] = values
+        return copy
+
+    def _begin_piece(self, n_bytes: int) -> None:
+        self._piece = np.empty(n_bytes, np.int8)
+        self._n_used = -self._piece.ctypes.data % LINE_BYTES
 
 
 class NetworkWeights:
@@ -134,7 +153,7 @@ class NetworkWeights:
     ) -> None:
         self._weights = weights
         self._highest_sum = highest_sum
-        self._kept: list[Any] = []
+        self._memory, self._kept = Memory(), list[Array]()
         names = [
             "encoder.encoders0.0",
             *(f"encoder.encoders.{index}" for index in range(config.num_blocks - 1)),
@@ -155,7 +174,7 @@ class NetworkWeights:
             n_hidden=config.linear_units,
         )
         self.n_logits = int(self.network.ctc.n_out)
-        self._weights = {}
+        self._weights, self._memory = {}, Memory()
 
     def _block(self, name: str) -> Block:
         attention, forward = f"{name}.self_attn", f"{name}.feed_forward"
@@ -194,6 +213,6 @@ class NetworkWeights:
         return self._keep(np.asarray(values, np.float32))
 
     def _keep(self, values: Array) -> int:
-        copy = aligned(values)
+        copy = self._memory.keep(values)
         self._kept.append(copy)
         return int(copy.ctypes.data)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from numpy.typing import NDArray
 
 from sensevoice_service.encoder import EncoderConfig
 from sensevoice_service.native_network import (
+    PIECE_BYTES,
+    Memory,
     NetworkWeights,
-    aligned,
     quantize_bounded,
     sums_of_groups,
     to_panels,
@@ -88,13 +91,42 @@ def test_no_group_of_weights_leaves_16_bits() -> None:
     assert np.all(np.abs(columns * scales[:, None] - weights) <= 0.501 * scales[:, None])
 
 
-@pytest.mark.parametrize("n", [1, 15, 16, 1_000, 100_000])
-def test_memory_begins_at_a_line_of_the_cache(n: int) -> None:
-    values = np.arange(2 * n, dtype=np.float32).reshape(2, n).T
-    copy = aligned(values)
-    assert copy.ctypes.data % 64 == 0
-    assert copy.flags.c_contiguous
-    assert np.array_equal(copy, values)
+def test_copies_begin_at_lines_of_the_cache_and_keep_off_each_other() -> None:
+    memory = Memory()
+    sizes = [1, 15, 16, 1_000, 100_000, PIECE_BYTES // 8 - 8, 3, PIECE_BYTES // 4, 17]
+    given = [np.arange(2 * n, dtype=np.float32).reshape(2, n).T for n in sizes]
+    copies = [memory.keep(values) for values in given]
+    for copy, values in zip(copies, given, strict=True):
+        assert copy.ctypes.data % 64 == 0
+        assert copy.flags.c_contiguous
+        assert np.array_equal(copy, values)
+
+
+def huge_pages_mode() -> str:
+    """The system's, the one in brackets; empty where there are none."""
+    path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    found = re.search(r"\[(\w+)\]", path.read_text()) if path.exists() else None
+    return found[1] if found else ""
+
+
+@pytest.mark.skipif(huge_pages_mode() not in ("always", "madvise"), reason="no huge pages here")
+def test_most_of_a_full_piece_is_in_huge_pages() -> None:
+    copy = Memory().keep(np.ones(PIECE_BYTES - 4_096, np.int8))
+    start = copy.ctypes.data
+    assert huge_bytes(start, start + copy.nbytes) > PIECE_BYTES / 2
+
+
+def huge_bytes(start: int, end: int) -> int:
+    """In huge pages, of mappings that have some of these addresses."""
+    n_bytes, is_there = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *values = line.split()
+        if "-" in name:
+            first, last = (int(address, 16) for address in name.split("-"))
+            is_there = first < end and start < last
+        elif is_there and name == "AnonHugePages:":
+            n_bytes += int(values[0]) * 1_024
+    return n_bytes
 
 
 def test_sizes_are_whole_panels_and_steps(demo: Model) -> None:
