@@ -95,12 +95,6 @@ def test_probes_are_short() -> None:
     assert (ready.status_code, ready.json()) == (200, {"ready": True, "status": "healthy"})
 
 
-@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready"])
-def test_a_head_request_gets_the_status_alone(path: str) -> None:
-    answer = TestClient(house().app()).head(path)
-    assert (answer.status_code, answer.content) == (200, b"")
-
-
 def test_probes_are_logged_for_debugging_only() -> None:
     with log_lines(level="INFO") as lines:
         TestClient(troubled("memory").app()).get("/health/ready")

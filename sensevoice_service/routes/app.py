@@ -16,6 +16,7 @@ from sensevoice_service.routes import docs, health, metrics, openai, page, trans
 from sensevoice_service.routes.door import Door
 from sensevoice_service.routes.errors import install_handlers
 from sensevoice_service.routes.forms import FormLimits
+from sensevoice_service.routes.head import answer_head
 from sensevoice_service.routes.keys import Guard, KeyRing
 from sensevoice_service.routes.ledger import Ledger
 from sensevoice_service.routes.middleware import (
@@ -87,6 +88,7 @@ def build_app(services: Services, settings: Settings, lifespan: Lifespan | None 
     app.state.door = Door(services.admission, keys, ledger) if quota is None else None
     install_handlers(app)
     for router in routers:
+        answer_head(router)
         app.include_router(router, dependencies=_KEY_SCHEMES if router in guarded else [])
 
     return app

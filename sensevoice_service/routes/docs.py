@@ -59,5 +59,5 @@ def make_router() -> APIRouter:
         ("/redoc", reference),
         ("/docs/assets/{path:path}", asset),
     ):
-        router.add_api_route(path, endpoint, methods=["GET", "HEAD"])
+        router.add_api_route(path, endpoint)
     return router

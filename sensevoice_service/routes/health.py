@@ -64,8 +64,6 @@ def _add(
     if model is not LiveAnswer:
         responses[503] = {"model": model, "description": "It cannot take work now."}
     router.add_api_route(path, endpoint, response_model=model, responses=responses, summary=summary)
-    # A route of its own, since two methods of one route would share an operation id.
-    router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 def _answer(status: Health, body: dict[str, Any]) -> Response:

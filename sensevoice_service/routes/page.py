@@ -89,7 +89,7 @@ def make_router(settings: Settings) -> APIRouter:
         ("/page/samples/{name}", sample),
         ("/page/{path:path}", asset),
     ):
-        router.add_api_route(path, endpoint, methods=["GET", "HEAD"])
+        router.add_api_route(path, endpoint)
     return router
 
 

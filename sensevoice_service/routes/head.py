@@ -1,0 +1,14 @@
+"""HEAD wherever there is GET: a server is to know both (RFC 9110, section 9.1)."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+
+
+def answer_head(router: APIRouter) -> None:
+    """Routes of their own, since two methods of one route would share an operation id."""
+    for route in [route for route in router.routes if isinstance(route, APIRoute)]:
+        if route.methods == {"GET"}:
+            path = route.path.removeprefix(router.prefix)
+            router.add_api_route(path, route.endpoint, methods=["HEAD"], include_in_schema=False)
