@@ -7,6 +7,7 @@ two, and each does one chunk at a time without using a processor.
 
 from __future__ import annotations
 
+import argparse
 import os
 import threading
 import time
@@ -51,6 +52,7 @@ def load(settings: Settings, pool: Executor, _stop: threading.Event) -> LoadedMo
 
 
 def main() -> NoReturn:
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     api.end_process(api.serve(load_settings(), load))
 
 

@@ -8,6 +8,7 @@ in number and time. ``python -m bench.load PLAN`` takes a ``Plan`` as JSON and p
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import random
@@ -261,7 +262,9 @@ def post(plan: Plan, audio: bytes) -> bytes:
 
 
 def main() -> None:
-    given = json.loads(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("plan", type=json.loads, metavar="PLAN", help="a Plan's fields as JSON")
+    given = parser.parse_args().plan
     plan = Plan(**{**given, "files": tuple(given["files"])})
     if plan.duration_s > LONGEST_S:
         raise SystemExit(f"no longer than {LONGEST_S:g} s")
