@@ -123,23 +123,23 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        self._piece = np.empty(0, np.int8)
-        self._n_used = 0
+        self._pieces: list[NDArray[np.int8]] = []
+        self._room = np.empty(0, np.int8)  # what is left of the last piece
 
     def keep(self, values: Array) -> Array:
-        """The copy, which keeps its piece alive."""
+        """The copy, which is there for as long as this is."""
         n_bytes = values.nbytes + -values.nbytes % LINE_BYTES
-        if self._n_used + n_bytes > len(self._piece):
+        if n_bytes > len(self._room):
             self._begin_piece(max(PIECE_BYTES, n_bytes + LINE_BYTES))
-        place = self._piece[self._n_used : self._n_used + values.nbytes]
-        self._n_used += n_bytes
+        place, self._room = self._room[: values.nbytes], self._room[n_bytes:]
         copy: Array = place.view(values.dtype).reshape(values.shape)
         copy[...] = values
         return copy
 
     def _begin_piece(self, n_bytes: int) -> None:
-        self._piece = np.empty(n_bytes, np.int8)
-        self._n_used = -self._piece.ctypes.data % LINE_BYTES
+        piece = np.empty(n_bytes, np.int8)
+        self._pieces.append(piece)
+        self._room = piece[-piece.ctypes.data % LINE_BYTES :]
 
 
 class NetworkWeights:
@@ -153,7 +153,7 @@ class NetworkWeights:
     ) -> None:
         self._weights = weights
         self._highest_sum = highest_sum
-        self._memory, self._kept = Memory(), list[Array]()
+        self._memory = Memory()
         names = [
             "encoder.encoders0.0",
             *(f"encoder.encoders.{index}" for index in range(config.num_blocks - 1)),
@@ -174,7 +174,7 @@ class NetworkWeights:
             n_hidden=config.linear_units,
         )
         self.n_logits = int(self.network.ctc.n_out)
-        self._weights, self._memory = {}, Memory()
+        self._weights = {}
 
     def _block(self, name: str) -> Block:
         attention, forward = f"{name}.self_attn", f"{name}.feed_forward"
@@ -213,6 +213,4 @@ class NetworkWeights:
         return self._keep(np.asarray(values, np.float32))
 
     def _keep(self, values: Array) -> int:
-        copy = self._memory.keep(values)
-        self._kept.append(copy)
-        return int(copy.ctypes.data)
+        return int(self._memory.keep(values).ctypes.data)

@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 
 def answer_head(router: APIRouter) -> None:
     """Routes of their own, since two methods of one route would share an operation id."""
-    for route in [route for route in router.routes if isinstance(route, APIRoute)]:
-        if route.methods == {"GET"}:
+    for route in list(router.routes):
+        if isinstance(route, APIRoute) and route.methods == {"GET"}:
             path = route.path.removeprefix(router.prefix)
             router.add_api_route(path, route.endpoint, methods=["HEAD"], include_in_schema=False)
