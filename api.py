@@ -121,8 +121,8 @@ def load_model(settings: Settings, pool: Executor, stop: threading.Event) -> Loa
         hub_timeout_s=HUB_TIMEOUT_S,
         stop=stop,
     )
-    if settings.DEVICE in ("auto", "cpu") and settings.QUANTIZE in ("auto", "int8"):
-        pool.submit(compile_ahead)
+    if settings.DEVICE in ("auto", "cpu"):
+        pool.submit(compile_ahead, settings.QUANTIZE)
     # torch takes seconds to import: /health answers meanwhile, and a compiler can be done.
     from sensevoice_service.engine import warm_up_shapes
     from sensevoice_service.loading import EngineOptions, open_model

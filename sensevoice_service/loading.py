@@ -1,7 +1,7 @@
 """From a model folder to a model that infers: on which engine, how precise, with which threads.
 
-On a GPU it is the network in torch. On a CPU it is the same network in C of our own, in int8 on
-nearly every x86, or in onnxruntime; bf16 on a CPU is torch's too.
+On a GPU it is the network in torch. On a CPU it is the same network in C of our own: in int8 on
+nearly every x86, in fp32 and bf16 where there is AMX. Else it is in onnxruntime, in bf16 in torch.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from sensevoice_service.likeness import require_likeness
 from sensevoice_service.model_store import ModelFolder
 from sensevoice_service.native_engine import NativeEngine
 from sensevoice_service.native_library import (
+    INSTEAD,
     NativeUnavailable,
     Target,
     choose_target,
@@ -120,14 +121,23 @@ def _open_engine(
 ) -> AnyEngine:
     precision = choose_precision(quantize, device)
     engine: Legible
-    if precision == "int8" or (precision == "fp32" and device.type == "cpu"):
+    if device.type == "cpu":
         plain = load_engine(files, vocabulary.size, device, "fp32")
-        target = choose_target() if precision == "int8" else None
-        native = _open_native(plain, threads, target) if target else None
-        engine = native or _open_onnx(plain, precision, threads, is_wish=quantize == "auto")
+        engine = _open_on_cpu(plain, precision, threads, is_wish=quantize == "auto")
     else:
+        assert precision != "int8"
         engine = load_engine(files, vocabulary.size, device, precision)
     return SteeredEngine(engine, vocabulary)
+
+
+def _open_on_cpu(plain: Engine, precision: Precision, threads: Threads, is_wish: bool) -> Legible:
+    target = choose_target(precision)
+    native = _open_native(plain, threads, target) if target else None
+    if native is not None:
+        return native
+    if precision == "bf16":
+        return Engine(plain.model, plain.frontend, precision)
+    return _open_onnx(plain, precision, threads, is_wish)
 
 
 def share_cores(
@@ -146,9 +156,10 @@ def _open_native(plain: Engine, threads: Threads, target: Target) -> NativeEngin
         engine = NativeEngine(plain.model, plain.frontend, threads, load_library(target))
         found = require_likeness(plain.model, engine, check_chunk())
     except (NativeUnavailable, ModelError) as error:
-        _log.warning("%s; int8 runs in onnxruntime, more slowly and in more memory", error)
+        instead = INSTEAD[target.precision]
+        _log.warning("%s; %s runs in %s, more slowly", error, target.precision, instead)
         return None
-    _log.info("int8 in C for %s agrees with fp32: cosine %.4f", target.name, found)
+    _log.info("%s in C for %s agrees with fp32: cosine %.4f", engine.precision, target.name, found)
     return engine
 
 

@@ -1,8 +1,9 @@
-"""The model in int8 on a CPU, in C: ``native/`` for AMX, AVX-512 VNNI, and AVX2 without VNNI.
+"""The model on a CPU, in C: ``native/``, in int8 for AMX, AVX-512 VNNI and AVX2 without VNNI,
+and for AMX in fp32 and bf16 too.
 
 Callers share the cores: one that is alone has them all, and leaves them when a second one comes.
-Every frame has a scale of its own, so several utterances may share the reading of the weights, and
-none of them feels the others.
+Every frame of int8 has a scale of its own, so several utterances may share the reading of the
+weights, and none of them feels the others.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from sensevoice_service.types import Chunk, Hypothesis
 # Of the utterances of a call; more frames gain nothing from sharing the weights.
 FRAMES_TOGETHER = 256
 ROWS_TOGETHER = 2  # each utterance begins at an even row
+PRECISIONS: dict[int, Precision] = {0: "int8", 1: "bf16", 3: "fp32"}  # by the parts of a weight
 
 T = TypeVar("T")
 
@@ -51,7 +53,6 @@ class NativeEngine:
     Raises ``NativeUnavailable`` for a network whose dimensions do not fit.
     """
 
-    precision: Precision = "int8"
     frontend: Frontend
 
     def __init__(
@@ -69,7 +70,11 @@ class NativeEngine:
         self._n_tokens = model.config.vocab_size
         self._size = model.config.output_size
         state = {name: value.numpy() for name, value in model.state_dict().items()}
-        self._weights = NetworkWeights(state, model.config, library.sensevoice_highest_weight_sum())
+        n_parts = library.sensevoice_weight_parts()
+        self.precision: Precision = PRECISIONS[n_parts]
+        self._weights = NetworkWeights(
+            state, model.config, n_parts, library.sensevoice_highest_weight_sum()
+        )
         self._encode = library.sensevoice_encode
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Hypothesis]:

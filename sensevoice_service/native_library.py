@@ -1,4 +1,4 @@
-"""The C of ``native/``, compiled for a kind of CPU and loaded.
+"""The C of ``native/``, compiled for a kind of CPU and a precision, and loaded.
 
 There is no compiler in most containers, so ``python -m sensevoice_service.native_library`` compiles
 it ahead, where an image is built. Elsewhere it is compiled at the first start, in two seconds. A
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sensevoice_service.cpu_flags import CPUINFO, lacks_byte_products, read_cpu_flags
@@ -31,6 +31,9 @@ FLAGS = (
     *("-fassociative-math", "-freciprocal-math"),
 )
 COMPILE_S = 120.0
+PARTS = {"bf16": 1, "fp32": 3}  # of a weight, see tiles.h; int8 has none
+# Who serves in a precision where the C does not.
+INSTEAD = {"int8": "onnxruntime", "fp32": "onnxruntime", "bf16": "torch"}
 
 _at_work = threading.Lock()
 
@@ -46,6 +49,12 @@ class Target:
     name: str
     flags: tuple[str, ...]
     cpu_flags: frozenset[str]
+    precision: str = "int8"
+
+    def at(self, precision: str) -> Target:
+        """The same CPU in bf16 or fp32, which need products of bf16."""
+        switch = f"-DPARTS={PARTS[precision]}"
+        return replace(self, flags=(*self.flags, switch), precision=precision)
 
     def suits(self, cpu_flags: frozenset[str]) -> bool:
         """Whether a CPU of these flags has all that is needed."""
@@ -75,13 +84,15 @@ AMX = Target(
     ),
     frozenset((*_AVX512, "avx512vbmi", "amx_tile", "amx_int8", "amx_bf16")),
 )
-TARGETS = (AMX, VNNI, AVX2)  # the fastest first
+TARGETS = (AMX, VNNI, AVX2, AMX.at("fp32"), AMX.at("bf16"))  # the fastest of a precision first
 
 
-def choose_target(cpuinfo: Path = CPUINFO) -> Target | None:
-    """What is faster than onnxruntime; None on ARM, and where there is VNNI without AVX-512."""
+def choose_target(precision: str, cpuinfo: Path = CPUINFO) -> Target | None:
+    """What is faster than ``INSTEAD``; None where nothing is: on ARM, on x86 with VNNI and without
+    AVX-512, and but for int8 without AMX."""
     flags = read_cpu_flags(cpuinfo)
-    found = next((target for target in TARGETS if target.suits(flags)), None)
+    suitable = (one for one in TARGETS if one.precision == precision and one.suits(flags))
+    found = next(suitable, None)
     return found if found is not AVX2 or lacks_byte_products(flags) else None
 
 
@@ -94,9 +105,13 @@ def load_library(target: Target) -> ctypes.CDLL:
         return _load(target, path_of(target))
 
 
-def compile_ahead() -> None:
-    """What ``load_library`` will be asked for, if it is; whoever asks is told of what fails."""
-    target = choose_target()
+def compile_ahead(quantize: str) -> None:
+    """What ``load_library`` will be asked for on a CPU with this QUANTIZE, if it is.
+
+    Whoever asks is told of what fails.
+    """
+    precision = {"auto": "int8", "off": "fp32"}.get(quantize, quantize)
+    target = choose_target(precision)
     if target is not None and is_writable(SOURCES):
         with suppress(NativeUnavailable):
             load_library(target)

@@ -8,12 +8,14 @@ from ctypes import c_int32, c_uint32, c_void_p
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sensevoice_service.encoder import EncoderConfig
 from sensevoice_service.onnx_graph import column_scales, round_columns
 
-PANEL_COLUMNS, STEP = 32, 64  # columns of a panel, and what one tile of it sums over: see tiles.h
+PANEL_COLUMNS, SUM_PADDING = 32, 64  # see tiles.h
+INT8_STEP, HALF_STEP = 64, 32  # what one tile of a panel sums over
 LINE_BYTES = 64
 PIECE_BYTES = 32 * 2**20  # more than any layer has
 LANES = 32  # channels that are added at once
@@ -24,7 +26,7 @@ Array = NDArray[Any]
 
 class Linear(ctypes.Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("panels", "scales", "bias", "weight_sums")),
+        *((name, c_void_p) for name in ("panels", "bias", "scales", "weight_sums")),
         *((name, c_int32) for name in ("n_in", "n_out")),
     )
 
@@ -72,7 +74,7 @@ def why_not(config: EncoderConfig) -> str | None:
 
 def padded(n_out: int, n_in: int) -> tuple[int, int]:
     """The size of a layer in whole panels and steps."""
-    return n_out + -n_out % PANEL_COLUMNS, n_in + -n_in % STEP
+    return n_out + -n_out % PANEL_COLUMNS, n_in + -n_in % SUM_PADDING
 
 
 def quantize_bounded(
@@ -107,11 +109,28 @@ def _sums_of_groups(weight: Array) -> Array:
     return sums.reshape(len(weight), -1)
 
 
-def to_panels(columns: NDArray[np.int8]) -> NDArray[np.int8]:
-    """``(n_out, n_in)`` to ``(panels, steps, 2, 16, 16, 4)``: tiles of four neighbours a column."""
+def to_panels(columns: Array, step: int) -> Array:
+    """``(n_out, n_in)`` to tiles ``(panels, steps, 2, 16, 16, step / 16)``.
+
+    A tile has ``step`` numbers of each of 16 columns, in rows of as many neighbours.
+    """
     n_out, n_in = columns.shape
-    tiles = columns.reshape(n_out // PANEL_COLUMNS, 2, 16, n_in // STEP, 16, 4)
+    tiles = columns.reshape(n_out // PANEL_COLUMNS, 2, 16, n_in // step, 16, step // 16)
     return tiles.transpose(0, 3, 1, 4, 2, 5)
+
+
+def split(tiles: NDArray[np.float32], n_parts: int) -> NDArray[np.uint16]:
+    """Tiles ``(..., 16, 16, 2)`` to bits of bf16 ``(..., n_parts, 16, 16, 2)``, whose sum they are.
+
+    Each part is what those before it leave, rounded to nearest: three have all bits of a float.
+    """
+    rest = torch.from_numpy(tiles)
+    parts = []
+    for _ in range(n_parts):
+        parts.append(rest.bfloat16())
+        rest = rest - parts[-1].float()
+    bits: NDArray[np.uint16] = torch.stack(parts, dim=-4).view(torch.uint16).numpy()
+    return bits
 
 
 class Memory:
@@ -145,13 +164,19 @@ class Memory:
 class NetworkWeights:
     """A ``Network`` and the memory that it points to; weights have the checkpoint's names.
 
-    ``highest_sum`` is the library's ``sensevoice_highest_weight_sum``.
+    ``n_parts`` and ``highest_sum`` are the library's ``sensevoice_weight_parts`` and
+    ``sensevoice_highest_weight_sum``.
     """
 
     def __init__(
-        self, weights: Mapping[str, Array], config: EncoderConfig, highest_sum: int = 0
+        self,
+        weights: Mapping[str, Array],
+        config: EncoderConfig,
+        n_parts: int = 0,
+        highest_sum: int = 0,
     ) -> None:
         self._weights = weights
+        self._n_parts = n_parts
         self._highest_sum = highest_sum
         self._memory = Memory()
         names = [
@@ -199,15 +224,20 @@ class NetworkWeights:
         n_out, n_in = weight.shape
         all_out, all_in = padded(n_out, n_in)
         weight = np.pad(weight, ((0, all_out - n_out), (0, all_in - n_in)))
-        columns, scales = quantize_bounded(weight, self._highest_sum)
-        return Linear(
-            panels=self._keep(to_panels(columns)),
-            scales=self._floats(scales),
+        linear = Linear(
             bias=self._floats(np.pad(bias, (0, all_out - n_out), constant_values=NEVER)),
-            weight_sums=self._floats(columns.sum(axis=1, dtype=np.int32)),
             n_in=all_in,
             n_out=all_out,
         )
+        if self._n_parts:
+            tiles = np.ascontiguousarray(to_panels(weight, HALF_STEP))
+            linear.panels = self._keep(split(tiles, self._n_parts))
+            return linear
+        columns, scales = quantize_bounded(weight, self._highest_sum)
+        linear.panels = self._keep(to_panels(columns, INT8_STEP))
+        linear.scales = self._floats(scales)
+        linear.weight_sums = self._floats(columns.sum(axis=1, dtype=np.int32))
+        return linear
 
     def _floats(self, values: Array) -> int:
         return self._keep(np.asarray(values, np.float32))

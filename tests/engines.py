@@ -23,7 +23,11 @@ from sensevoice_service.steering import Legible
 from sensevoice_service.types import Chunk, Hypothesis
 from tests.models import Model, chunk_of, noise
 
-NATIVE_TARGETS = (PLAIN, *TARGETS)
+NATIVE_TARGETS = (PLAIN, PLAIN.at("fp32"), PLAIN.at("bf16"), *TARGETS)
+
+
+def name_of(target: Target) -> str:
+    return f"{target.name}, {target.precision}"
 
 
 def native_library(target: Target) -> ctypes.CDLL:

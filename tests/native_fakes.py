@@ -27,7 +27,10 @@ class Encoding:
 
 
 class Silent:
-    """Makes features of zeros."""
+    """Takes weights in int8, and makes features of zeros."""
+
+    def sensevoice_weight_parts(self) -> int:
+        return 0
 
     def sensevoice_highest_weight_sum(self) -> int:
         return 0

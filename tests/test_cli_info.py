@@ -150,26 +150,30 @@ def test_int8_without_vnni_is_warned_of() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "target", "has_library", "warning"),
+    ("device", "precision", "target", "has_library", "warning"),
     [
-        ("int8", AMX, False, "no C compiler for the encoder in C for AMX"),
-        ("int8", AVX2, False, "no C compiler for the encoder in C for AVX2"),
-        ("int8", VNNI, False, "no C compiler for the encoder in C for AVX-512 VNNI"),
-        ("int8", AMX, True, None),
-        ("int8", None, False, None),
-        ("fp32", AMX, False, None),
+        ("cpu", "int8", AMX, False, "in C for AMX (gcc libc6-dev): int8 runs in onnxruntime"),
+        ("cpu", "int8", AVX2, False, "no C compiler for the encoder in C for AVX2"),
+        ("cpu", "int8", VNNI, False, "no C compiler for the encoder in C for AVX-512 VNNI"),
+        ("cpu", "bf16", AMX.at("bf16"), False, "bf16 runs in torch, more slowly"),
+        ("cpu", "fp32", AMX.at("fp32"), False, "fp32 runs in onnxruntime, more slowly"),
+        ("cpu", "int8", AMX, True, None),
+        ("cpu", "int8", None, False, None),
+        ("cuda:0", "bf16", AMX.at("bf16"), False, None),
+        (None, None, AMX, False, None),
     ],
 )
 def test_a_cpu_without_the_c_that_is_for_it_is_warned_of(
     monkeypatch: pytest.MonkeyPatch,
-    precision: str,
+    device: str | None,
+    precision: str | None,
     target: Target | None,
     has_library: bool,
     warning: str | None,
 ) -> None:
-    monkeypatch.setattr(info, "choose_target", lambda: target)
+    monkeypatch.setattr(info, "choose_target", lambda precision: target)
     monkeypatch.setattr(info, "is_at_hand", lambda target: has_library)
-    warnings = native_warnings(precision)
+    warnings = native_warnings(device, precision)
     assert len(warnings) == (warning is not None)
     assert all(str(warning) in found for found in warnings)
 

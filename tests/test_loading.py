@@ -73,7 +73,7 @@ def test_every_engine_can_be_steered(demo: Model, quantize: str) -> None:
 
 @pytest.fixture
 def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "choose_target", lambda: None)
+    monkeypatch.setattr(loading, "choose_target", lambda precision: None)
 
 
 @pytest.mark.usefixtures("without_native")
@@ -112,33 +112,56 @@ def test_without_c_for_this_cpu_int8_is_onnxruntimes(
 @pytest.fixture
 def native(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain C where there is none for this CPU: the same engine."""
-    if choose_target() is None:
-        monkeypatch.setattr(loading, "choose_target", lambda: PLAIN)
+    monkeypatch.setattr(loading, "choose_target", native_target)
+
+
+def native_target(precision: str) -> Target:
+    plain = PLAIN if precision == "int8" else PLAIN.at(precision)
+    return choose_target(precision) or plain
 
 
 @pytest.mark.usefixtures("native")
-def test_with_c_for_this_cpu_int8_is_native(demo: Model, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("quantize", "precision"), [("auto", "int8"), ("bf16", "bf16"), ("off", "fp32")]
+)
+def test_with_c_for_this_cpu_the_engine_is_native(
+    demo: Model, caplog: pytest.LogCaptureFixture, quantize: str, precision: str
+) -> None:
     with caplog.at_level(logging.INFO):
-        opened = open_model(demo.folder, EngineOptions("cpu", "auto"))
-    assert opened.engine.precision == "int8"
-    assert f"int8 in C for {(choose_target() or PLAIN).name} agrees with fp32" in caplog.text
+        opened = open_model(demo.folder, EngineOptions("cpu", quantize))
+    assert opened.engine.precision == precision
+    name = native_target(precision).name
+    assert f"{precision} in C for {name} agrees with fp32" in caplog.text
     heard = opened.engine([check_chunk()])[0]
     assert heard.token_ids.tolist() == demo.engine([check_chunk()])[0].token_ids.tolist()
 
 
 @pytest.mark.usefixtures("native")
-def test_where_the_native_library_cannot_be_had_onnxruntime_serves(
-    demo: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("quantize", "says"),
+    [
+        ("auto", ["int8 runs in onnxruntime", "int8 in onnxruntime agrees with fp32"]),
+        ("off", ["fp32 runs in onnxruntime", "fp32 in onnxruntime agrees with fp32"]),
+        ("bf16", ["bf16 runs in torch"]),
+    ],
+)
+def test_where_the_native_library_cannot_be_had_another_serves(
+    demo: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    quantize: str,
+    says: list[str],
 ) -> None:
     def fail(target: Target) -> None:
         raise NativeUnavailable("there is no C compiler (cc) for the native encoder")
 
     monkeypatch.setattr(loading, "load_library", fail)
     with caplog.at_level(logging.INFO):
-        opened = open_model(demo.folder, EngineOptions("cpu", "auto"))
+        opened = open_model(demo.folder, EngineOptions("cpu", quantize))
     assert "there is no C compiler (cc)" in caplog.text
-    assert "int8 in onnxruntime agrees with fp32" in caplog.text
-    assert opened.engine.precision == "int8"
+    assert all(words in caplog.text for words in says)
+    heard = opened.engine([check_chunk()])[0]
+    assert heard.token_ids.tolist() == demo.engine([check_chunk()])[0].token_ids.tolist()
 
 
 @pytest.mark.usefixtures("native")

@@ -20,12 +20,14 @@ from sensevoice_service.native_engine import FRAMES_TOGETHER, NativeEngine, grou
 from sensevoice_service.native_library import (
     PLAIN,
     NativeUnavailable,
+    Target,
     load_library,
 )
 from sensevoice_service.types import Chunk
 from tests.engines import (
     NATIVE_TARGETS,
     features_of,
+    name_of,
     native_library,
     require_logits_of_the_arg_max,
     require_that_a_long_chunk_is_heard,
@@ -40,7 +42,7 @@ from tests.native_fakes import Encoding, Silent
 SHARED = Threads(narrow=1, wide=2)
 
 
-@pytest.fixture(scope="module", params=NATIVE_TARGETS, ids=lambda target: target.name)
+@pytest.fixture(scope="module", params=NATIVE_TARGETS, ids=name_of)
 def library(request: pytest.FixtureRequest) -> ctypes.CDLL:
     return native_library(request.param)
 
@@ -91,8 +93,9 @@ def test_every_length_is_heard_to_its_last_frame(engine: NativeEngine, demo: Mod
         EncoderConfig(70, 48, 64, 2, 128, 3, 2, 5),
         EncoderConfig(64, 80, 96, 4, 64, 2, 1, 3),
         EncoderConfig(33, 560, 512, 4, 2_048, 1, 1, 11),
+        EncoderConfig(33, 80, 640, 4, 64, 1, 1, 3),
     ],
-    ids=["heads of a panel", "heads of less", "as published"],
+    ids=["heads of a panel", "heads of less", "as published", "wider"],
 )
 def test_other_sizes_are_heard_too(
     library: ctypes.CDLL, demo: Model, config: EncoderConfig
@@ -102,6 +105,25 @@ def test_other_sizes_are_heard_too(
     engine = NativeEngine(model, demo.engine.frontend, SHARED, library)
     batch = features_of([40, 17], config.input_size)
     assert likeness(heard_by_torch(model, batch), engine.hidden(batch)) > 0.99
+
+
+FP32_TARGETS = [target for target in NATIVE_TARGETS if target.precision == "fp32"]
+
+
+@pytest.mark.parametrize("target", FP32_TARGETS, ids=name_of)
+@torch.inference_mode()
+def test_fp32_is_as_near_to_the_truth_as_torchs(demo: Model, target: Target) -> None:
+    """On two layers of the published size, whose longest sums are made in pieces."""
+    torch.manual_seed(0)
+    model = SenseVoice(EncoderConfig(33, 560, 512, 4, 2_048, 2, 1, 11)).eval()
+    engine = NativeEngine(model, demo.engine.frontend, SHARED, native_library(target))
+    batch = features_of([60], 560)
+    [found], [torchs] = engine.hidden(batch), heard_by_torch(model, batch)
+    model.double().round_products(torch.float64)
+    [truth] = heard_by_torch(model, replace(batch, features=batch.features.double()))
+    assert truth.dtype == np.float64
+    assert engine.precision == "fp32"
+    assert np.abs(found - truth).mean() < 1.5 * np.abs(torchs - truth).mean()
 
 
 def test_no_sum_overflows(library: ctypes.CDLL, demo: Model) -> None:
@@ -175,7 +197,9 @@ def test_a_team_gives_the_bits_that_one_thread_gives(
 
 
 def test_each_target_gives_what_plain_c_gives(engine: NativeEngine, demo: Model) -> None:
-    plain = NativeEngine(demo.engine.model, demo.engine.frontend, SHARED, load_library(PLAIN))
+    same_in_plain = PLAIN if engine.precision == "int8" else PLAIN.at(engine.precision)
+    library = load_library(same_in_plain)
+    plain = NativeEngine(demo.engine.model, demo.engine.frontend, SHARED, library)
     batch = plain.frontend([check_chunk()])
     assert likeness(plain.hidden(batch), engine.hidden(batch)) > 0.999
 

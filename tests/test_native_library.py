@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sensevoice_service import native_library
+from sensevoice_service.engine import choose_precision
 from sensevoice_service.native_library import (
     AMX,
     AVX2,
@@ -88,11 +90,14 @@ def test_c_is_for_cpus_on_which_it_is_faster(
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"flags\t\t: {flags}\n")
-    assert choose_target(cpuinfo) is target
+    assert choose_target("int8", cpuinfo) is target
+    for precision in ("fp32", "bf16"):
+        wanted = AMX.at(precision) if target is AMX else None
+        assert choose_target(precision, cpuinfo) == wanted
 
 
 def test_without_cpuinfo_nothing_is_taken_for_granted(tmp_path: Path) -> None:
-    assert choose_target(tmp_path / "none") is None
+    assert choose_target("int8", tmp_path / "none") is None
 
 
 def test_it_is_compiled_once_and_found_after_that(
@@ -106,20 +111,20 @@ def test_it_is_compiled_once_and_found_after_that(
 
 
 def test_what_is_compiled_ahead_is_found(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_library, "choose_target", lambda: PLAIN)
-    compile_ahead()
+    monkeypatch.setattr(native_library, "choose_target", lambda precision: PLAIN)
+    compile_ahead("auto")
     assert libraries(sources) == [path_of(PLAIN)]
 
 
 def test_who_asks_while_it_is_compiled_waits_for_that(
     sources: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native_library, "choose_target", lambda: PLAIN)
+    monkeypatch.setattr(native_library, "choose_target", lambda precision: PLAIN)
     calls = sources / "calls"
     monkeypatch.setenv("CC", compiler(sources, f'echo call >> "{calls}"; exec gcc "$@"'))
     with ThreadPoolExecutor(3) as callers:
         answers: list[Future[Any]] = [
-            callers.submit(compile_ahead),
+            callers.submit(compile_ahead, "int8"),
             callers.submit(load_library, PLAIN),
             callers.submit(load_library, PLAIN),
         ]
@@ -127,19 +132,33 @@ def test_who_asks_while_it_is_compiled_waits_for_that(
     assert calls.read_text().split() == ["call"]
 
 
+@pytest.mark.parametrize(
+    ("quantize", "precision"),
+    [("auto", "int8"), ("int8", "int8"), ("bf16", "bf16"), ("off", "fp32")],
+)
+def test_what_is_compiled_ahead_is_what_a_cpu_will_serve_in(
+    sources: Path, monkeypatch: pytest.MonkeyPatch, quantize: str, precision: str
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(native_library, "choose_target", asked.append)
+    compile_ahead(quantize)
+    assert asked == [precision]
+    assert precision == choose_precision(quantize, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("target", [None, PLAIN], ids=["no target", "no compiler"])
 def test_what_cannot_be_compiled_ahead_is_left_to_who_asks(
     sources: Path, monkeypatch: pytest.MonkeyPatch, target: Target | None
 ) -> None:
-    monkeypatch.setattr(native_library, "choose_target", lambda: target)
+    monkeypatch.setattr(native_library, "choose_target", lambda precision: target)
     monkeypatch.setenv("CC", compiler(sources, "exit 1"))
-    compile_ahead()
+    compile_ahead("auto")
     assert libraries(sources) == []
 
 
 def test_other_sources_or_flags_are_another_library(sources: Path) -> None:
     before = path_of(PLAIN)
-    assert path_of(AMX) != before
+    assert len({before, path_of(AMX), path_of(PLAIN.at("fp32")), path_of(PLAIN.at("bf16"))}) == 4
     with (sources / "tiles.h").open("a") as file:
         file.write("/* more */\n")
     assert path_of(PLAIN) != before
@@ -234,7 +253,8 @@ def test_an_image_has_it_compiled_for_all_that_may_run_it(
     sources: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main() == 0
-    paths = [path_of(target) for target in (AMX, VNNI, AVX2)]
+    targets = (AMX, VNNI, AVX2, AMX.at("fp32"), AMX.at("bf16"))
+    paths = [path_of(target) for target in targets]
     assert capsys.readouterr().out.split() == [str(path) for path in paths]
     assert libraries(sources) == sorted(paths)
 

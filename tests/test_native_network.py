@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 
 from sensevoice_service.encoder import EncoderConfig
 from sensevoice_service.native_network import (
+    HALF_STEP,
+    INT8_STEP,
     PIECE_BYTES,
     Memory,
     NetworkWeights,
     quantize_bounded,
+    split,
     sums_of_groups,
     to_panels,
     why_not,
@@ -44,12 +47,39 @@ def test_what_does_not_fit_is_named(name: str, value: int) -> None:
 
 def test_a_panel_is_two_tiles_at_each_step_of_four_neighbours_a_column() -> None:
     columns = np.arange(64 * 128, dtype=np.int32).reshape(64, 128).astype(np.int8)
-    panels = to_panels(columns)
+    panels = to_panels(columns, INT8_STEP)
     assert panels.shape == (2, 2, 2, 16, 16, 4)
     for column, at in ((0, 0), (17, 3), (33, 64), (63, 127)):
         panel, tile, within = column // 32, column % 32 // 16, column % 16
         step, row, neighbour = at // 64, at % 64 // 4, at % 4
         assert panels[panel, step, tile, row, within, neighbour] == columns[column, at]
+
+
+def test_a_tile_of_halves_has_two_neighbours_a_column_and_its_parts_behind_it() -> None:
+    weights = np.arange(64 * 128, dtype=np.float32).reshape(64, 128)
+    tiles = np.ascontiguousarray(to_panels(weights, HALF_STEP))
+    panels = split(tiles, 3)
+    assert panels.shape == (2, 4, 2, 3, 16, 16, 2)
+    for column, at in ((0, 0), (17, 3), (33, 64), (63, 127)):
+        panel, tile, within = column // 32, column % 32 // 16, column % 16
+        step, row, neighbour = at // 32, at % 32 // 2, at % 2
+        parts = floats(panels[panel, step, tile, :, row, within, neighbour])
+        assert parts.sum() == weights[column, at]
+
+
+def floats(bf16: NDArray[np.uint16]) -> NDArray[np.float32]:
+    return (bf16.astype(np.uint32) << 16).view(np.float32)
+
+
+def test_three_parts_have_all_bits_of_a_float() -> None:
+    rng = np.random.default_rng(0)
+    weights = np.exp(rng.uniform(-30, 30, (8, 16, 16, 2))) * rng.choice([-1.0, 1.0], (8, 16, 16, 2))
+    tiles = weights.astype(np.float32)
+    parts = floats(split(tiles, 3))
+    np.testing.assert_array_equal(parts.astype(np.float64).sum(axis=-4), tiles)
+    (rounded,) = np.moveaxis(floats(split(tiles, 1)), -4, 0)
+    assert np.all(np.abs(rounded / tiles - 1) <= 2**-8)
+    np.testing.assert_array_equal(rounded, parts[:, 0])
 
 
 def some_weights() -> NDArray[np.float32]:
@@ -142,3 +172,12 @@ def test_sizes_are_whole_panels_and_steps(demo: Model) -> None:
     assert network.ctc.n_out % 32 == 0
     assert network.ctc.n_out - config.vocab_size in range(32)
     assert weights.n_logits == network.ctc.n_out
+
+
+def test_scales_are_int8s_alone(demo: Model) -> None:
+    state = {name: value.numpy() for name, value in demo.engine.model.state_dict().items()}
+    for n_parts in (0, 1, 3):
+        layer = NetworkWeights(state, demo.engine.model.config, n_parts).network.ctc
+        assert [bool(layer.scales), bool(layer.weight_sums)] == [n_parts == 0] * 2
+        assert layer.panels
+        assert layer.bias

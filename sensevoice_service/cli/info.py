@@ -20,7 +20,7 @@ from sensevoice_service.cpu_flags import lacks_byte_products
 from sensevoice_service.hub import HUB_NAMES
 from sensevoice_service.memory import read_memory
 from sensevoice_service.model_store import resolve_model
-from sensevoice_service.native_library import choose_target, is_at_hand
+from sensevoice_service.native_library import INSTEAD, choose_target, is_at_hand
 from sensevoice_service.types import ModelError
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def gather(settings: Settings) -> dict[str, Any]:
             *model_warnings,
             *device_warnings,
             *cpu_warnings(cpu, device["precision"]),
-            *native_warnings(device["precision"]),
+            *native_warnings(device["name"], device["precision"]),
             *gpu_warnings(gpus),
         ],
     }
@@ -75,13 +75,13 @@ def cpu_warnings(cpu: Cpu, precision: str | None) -> list[str]:
     return ["this CPU has no VNNI: int8 is slower on it than on newer ones"] if is_slow else []
 
 
-def native_warnings(precision: str | None) -> list[str]:
-    target = choose_target()
-    if precision != "int8" or target is None or is_at_hand(target):
+def native_warnings(device: str | None, precision: str | None) -> list[str]:
+    target = choose_target(precision) if device == "cpu" and precision else None
+    if target is None or is_at_hand(target):
         return []
     return [
         f"there is no C compiler for the encoder in C for {target.name} (gcc libc6-dev):"
-        " int8 runs in onnxruntime, more slowly and in more memory"
+        f" {target.precision} runs in {INSTEAD[target.precision]}, more slowly"
     ]
 
 

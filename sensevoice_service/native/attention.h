@@ -5,19 +5,20 @@
 #include <float.h>
 #include <string.h>
 
-#include "activations.h"
+#include "call.h"
+#include "halves.h"
 
 /* Whole numbers are as large as lets the sums of their products be so. */
 enum { MOST_OF_VALUES = 2047 };
 
 INLINE float most_of_keys(int room) { return floorf(sqrtf((float)INT32_MAX / (float)room)) - 1.0f; }
 
-enum { QUERIES = PANEL_COLUMNS, HALF_TILE = TILE_BYTES / sizeof(Half) };
+enum { QUERIES = PANEL_COLUMNS };
 
 /* Where the tiles of one head of an utterance begin, in any of the three. */
 static Half *head_of(const Call *call, Half *all, const Utterance *one, int head) {
     const size_t room = head_room_of(call->network), n_heads = call->network->n_heads;
-    return all + (one->n_keys_before * n_heads + keys_of(one->n_frames) * head) * room;
+    return all + (one->n_keys_before * n_heads + keys_of(one->n_frames) * head) * room * PARTS;
 }
 
 /* The units of its frames, likewise. */
@@ -29,30 +30,36 @@ static float *units_of(const Call *call, float *all, const Utterance *one, int h
  * one below the other. Values of two frames that follow each other are a row of pairs. */
 INLINE void put_query(const float *piece, float per_unit, int frame, int step, int room,
                       Half *head) {
-    Half *to = head + (size_t)(frame / 16) * 16 * room + step * HALF_TILE + frame % 16 * 32;
-    for (int i = 0; i < 32; i++) to[i] = half_of(piece[i], per_unit);
+    Half *to = head + ((size_t)(frame / 16) * (room / 32) + step) * HALF_TILE + frame % 16 * 32;
+    put_halves(piece, per_unit, to, HALF_PART);
 }
 
 INLINE void put_key(const float *piece, float per_unit, int frame, int step, int room,
                     Half *head) {
-    Half *to = head + (size_t)(frame / 32) * 32 * room + step * 2 * HALF_TILE +
+    Half *to = head + ((size_t)(frame / 32) * (room / 32) + step) * 2 * HALF_TILE +
                frame % 32 / 16 * HALF_TILE + frame % 16 * 2;
-    Half key[32];
-    for (int i = 0; i < 32; i++) key[i] = half_of(piece[i], per_unit);
-    for (int pair = 0; pair < 16; pair++) memcpy(to + pair * 32, key + 2 * pair, 2 * sizeof(Half));
+    Half key[PARTS * 32];
+    put_halves(piece, per_unit, key, 32);
+    for (int part = 0; part < PARTS; part++, to += HALF_PART)
+        for (int pair = 0; pair < 16; pair++)
+            memcpy(to + pair * 32, key + part * 32 + 2 * pair, 2 * sizeof(Half));
 }
 
 INLINE void put_values(const float *one, const float *next, const float *per_unit, int frame,
                        int panel, int n_padded, Half *head) {
-    Half *to = head + (size_t)panel * 32 * n_padded + (size_t)(frame / 32) * 2 * HALF_TILE +
+    Half *to = head + ((size_t)panel * (n_padded / 32) + frame / 32) * 2 * HALF_TILE +
                frame % 32 / 2 * 32;
-    for (int tile = 0; tile < 2; tile++, to += HALF_TILE, one += 16, next += 16) {
-        uint32_t pairs[16];
-        for (int i = 0; i < 16; i++)
-            pairs[i] = (uint16_t)half_of(one[i], per_unit[0]) |
-                       (uint32_t)(uint16_t)half_of(next[i], per_unit[1]) << 16;
-        memcpy(to, pairs, sizeof pairs);
-    }
+    Half first[PARTS * 32], second[PARTS * 32];
+    put_halves(one, per_unit[0], first, 32);
+    put_halves(next, per_unit[1], second, 32);
+    for (int tile = 0; tile < 2; tile++)
+        for (int part = 0; part < PARTS; part++, to += HALF_PART) {
+            const Half *left = first + part * 32 + tile * 16, *right = second + part * 32 + tile * 16;
+            uint32_t pairs[16];
+            for (int i = 0; i < 16; i++)
+                pairs[i] = (uint16_t)left[i] | (uint32_t)(uint16_t)right[i] << 16;
+            memcpy(to, pairs, sizeof pairs);
+        }
 }
 
 /* 2^x for x <= 0, to seven digits: a polynomial of the fraction, put behind the exponent. */
@@ -94,7 +101,7 @@ static float soften(float *scores, int n, int n_padded, float scale, const float
     for (int i = 0; i < n_padded; i++) sum += scores[i] = exp2_of((scores[i] - high) * scale);
     if (HALVES_ARE_WHOLE) per_unit = weigh(scores, value_units, n_padded);
     for (int at = 0; at < n_padded; at += HALF_STEP, out += HALF_TILE)
-        for (int i = 0; i < HALF_STEP; i++) out[i] = half_of(scores[at + i], per_unit);
+        put_halves(scores + at, per_unit, out, HALF_PART);
     return 1.0f / (sum * per_unit);
 }
 
@@ -106,17 +113,17 @@ static void attend_block(Member *member, const Utterance *one, int head, int fra
     const int n = one->n_frames, n_padded = keys_of(n);
     const int n_left = rows_of(n) - frame, n_rows = n_left < QUERIES ? n_left : QUERIES;
     float *scores = call->scores + (size_t)member->rank * QUERIES * call->n_longest;
-    Half *shares = call->shares + (size_t)member->rank * QUERIES * call->n_longest;
+    Half *shares = call->shares + (size_t)member->rank * QUERIES * call->n_longest * PARTS;
     const Half *keys = head_of(call, call->key_panels, one, head);
     const Half *values = head_of(call, call->value_panels, one, head);
     Operands in = {
-        .rows = head_of(call, call->query_tiles, one, head) + (size_t)frame * room,
-        .row_tile_bytes = TILE_ROWS * room * sizeof(Half),
+        .rows = head_of(call, call->query_tiles, one, head) + (size_t)frame * room * PARTS,
+        .row_tile_bytes = TILE_ROWS * room * PARTS * sizeof(Half),
         .n_rows = n_rows,
         .n_steps = room / HALF_STEP,
     };
     for (int key = 0; key < n_padded; key += PANEL_COLUMNS) {
-        in.panel = keys + (size_t)key * room;
+        in.panel = keys + (size_t)key * room * PARTS;
         product_half(in, scores + key, n_padded);
     }
     const float *query_units = units_of(call, call->query_units, one, head) + frame;
@@ -127,14 +134,14 @@ static void attend_block(Member *member, const Utterance *one, int head, int fra
         per_sum[row] = soften(scores + (size_t)row * n_padded, n, n_padded,
                               scale * (HALVES_ARE_WHOLE ? query_units[row] : 1.0f), key_units,
                               value_units,
-                              shares + (size_t)row / 16 * 16 * n_padded + row % 16 * 32);
+                              shares + (size_t)row / 16 * 16 * n_padded * PARTS + row % 16 * 32);
     in.rows = shares;
-    in.row_tile_bytes = TILE_ROWS * n_padded * sizeof(Half);
+    in.row_tile_bytes = TILE_ROWS * n_padded * PARTS * sizeof(Half);
     in.n_steps = n_padded / HALF_STEP;
     float *out = call->context + (size_t)(one->first_row + frame) * size + head * head_size;
     float context[QUERIES * PANEL_COLUMNS] __attribute__((aligned(64)));
     for (int column = 0; column < head_size; column += PANEL_COLUMNS) {
-        in.panel = values + (size_t)column * n_padded;
+        in.panel = values + (size_t)column * n_padded * PARTS;
         product_half(in, context, PANEL_COLUMNS);
         const int n_here = head_size - column < PANEL_COLUMNS ? head_size - column : PANEL_COLUMNS;
         for (int row = 0; row < n_rows; row++)

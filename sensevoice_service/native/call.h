@@ -8,11 +8,11 @@
 #include "team.h"
 #include "tiles.h"
 
-/* Rows of activations as levels: value = scale * (level - zero), with both of each row's own. */
+/* Rows of activations as a product wants them, see linear_int8.h and linear_halves.h. */
 typedef struct {
-    uint8_t *levels; /* row tiles */
-    float *scales, *zeros;
-} Quantized;
+    void *tiles;
+    float *scales, *zeros; /* of levels */
+} Input;
 
 typedef struct {
     int first_row, n_frames;
@@ -26,10 +26,10 @@ struct Call {
     Utterance *utterances;
     const float *x;
     float *residual, *context, *values; /* (n_rows, size) */
-    int32_t *sums;                      /* of a product, see `sums_of` */
+    Sum *sums;                          /* of a product, see `sums_of` */
     Half *query_tiles, *key_panels, *value_panels;
     float *query_units, *key_units, *value_units; /* where halves are whole numbers, see halves.h */
-    Quantized input;
+    Input input;
     int n_longest;  /* keys of one utterance */
     float *scores;  /* of each member, (32, n_longest) */
     Half *shares;   /* the same, in row tiles */
@@ -38,8 +38,6 @@ struct Call {
     int32_t *ids;
     float *hidden, *logits;
 };
-
-static inline int padded(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 static inline int head_size_of(const Network *network) { return network->size / network->n_heads; }
 
@@ -58,12 +56,12 @@ static inline size_t sums_of_panel(int n_rows) {
     return (size_t)padded(n_rows, TILE_ROWS) * PANEL_COLUMNS + GAP;
 }
 
-static inline int32_t *sums_of(const Call *call, int panel, int row) {
+static inline Sum *sums_of(const Call *call, int panel, int row) {
     return call->sums + panel * sums_of_panel(call->n_rows) + (size_t)row * PANEL_COLUMNS;
 }
 
 static inline size_t sums_bytes(int n_rows, int n_columns) {
-    return sizeof(int32_t) * (n_columns / PANEL_COLUMNS) * sums_of_panel(n_rows);
+    return sizeof(Sum) * (n_columns / PANEL_COLUMNS) * sums_of_panel(n_rows);
 }
 
 #endif

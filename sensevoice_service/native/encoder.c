@@ -1,9 +1,10 @@
-/* SenseVoiceSmall's encoder and CTC head on a CPU: products in int8, attention in 16 bits.
+/* SenseVoiceSmall's encoder and CTC head on a CPU: linear layers in int8 and attention in 16 bits, or
+ * all in bf16 or in fp32.
  *
  * Utterances lie one behind the other in one matrix of frames, each from an even row on; a row
- * behind its last frame holds nothing that another row reads. Products write sums of
- * whole numbers; what they stand for is found where they are read next, so that no step goes
- * through memory for its own sake.
+ * behind its last frame holds nothing that another row reads. Products write bare sums;
+ * what they stand for is found where they are read next, so that no step goes through memory for
+ * its own sake.
  */
 #include "encoder.h"
 
@@ -14,38 +15,58 @@
 #include "attention.h"
 #include "call.h"
 #include "tiles.h"
+#if LINEAR_IS_INT8
+#include "linear_int8.h"
+#else
+#include "linear_halves.h"
+#endif
 
 /* ---- products ---- */
 
-static Operands operands(const Call *call, const Linear *layer, int panel, int row) {
-    const size_t panel_bytes = (size_t)PANEL_COLUMNS * layer->n_in;
-    const int n_parts = (call->n_rows + 31) / 32, n_steps = layer->n_in / INT8_STEP;
-    const int lines = (2 * TILE_BYTES / 64 + n_parts - 1) / n_parts;
+/* Of 32 rows, from a step along the sum on. Meanwhile the next panel is called ahead, a share of it
+ * for each block of rows. */
+static Operands operands(const Call *call, const Linear *layer, int panel, int row, int step) {
+    const int n_all = layer->n_in / STEP_VALUES;
+    const int n_steps = n_all - step < MOST_STEPS ? n_all - step : MOST_STEPS;
+    const size_t row_tile_bytes = (size_t)n_all * STEP_BYTES, panel_bytes = 2 * row_tile_bytes;
+    const char *rows = (const char *)call->input.tiles + row / TILE_ROWS * row_tile_bytes;
+    const char *weights = (const char *)layer->panels + panel * panel_bytes + 2 * step * STEP_BYTES;
+    const int n_shares = (call->n_rows + 31) / 32 * PAIRS_OF_PARTS;
+    const int lines = (2 * STEP_BYTES / LINE_BYTES + n_shares - 1) / n_shares;
     return (Operands){
-        .rows = call->input.levels + (size_t)row * layer->n_in,
-        .row_tile_bytes = (ptrdiff_t)TILE_ROWS * layer->n_in,
+        .rows = rows + step * STEP_BYTES,
+        .row_tile_bytes = row_tile_bytes,
         .n_rows = call->n_rows - row < 32 ? call->n_rows - row : 32,
         .n_steps = n_steps,
-        .panel = layer->panels + panel * panel_bytes,
-        .ahead = layer->panels + (panel + 1) * panel_bytes + (size_t)row / 32 * n_steps * lines * 64,
+        .panel = weights,
+        .adds = step > 0,
+        .ahead = weights + panel_bytes +
+                 (size_t)row / 32 * n_steps * PAIRS_OF_PARTS * lines * LINE_BYTES,
         .lines_ahead = lines,
     };
 }
 
 static void multiply(Member *member, const Linear *layer) {
-    Items panels = items_of(member, layer->n_out / PANEL_COLUMNS);
-    for (int panel; (panel = take_item(&panels)) >= 0;)
-        for (int row = 0; row < member->call->n_rows; row += 32)
-            product_int8(operands(member->call, layer, panel, row),
-                         sums_of(member->call, panel, row), PANEL_COLUMNS);
-    wait_for_all(member);
+    for (int step = 0; step < layer->n_in / STEP_VALUES; step += MOST_STEPS) {
+        Items panels = items_of(member, layer->n_out / PANEL_COLUMNS);
+        for (int panel; (panel = take_item(&panels)) >= 0;)
+            for (int row = 0; row < member->call->n_rows; row += 32)
+                product_linear(operands(member->call, layer, panel, row, step),
+                               sums_of(member->call, panel, row));
+        wait_for_all(member);
+    }
+}
+
+/* One block of it, to a place of its own. */
+static void multiply_block(const Call *call, const Linear *layer, int panel, int row, Sum *out) {
+    for (int step = 0; step < layer->n_in / STEP_VALUES; step += MOST_STEPS)
+        product_linear(operands(call, layer, panel, row, step), out);
 }
 
 /* What a row of the last product stands for. */
 static void read_row(const Call *call, const Linear *layer, int row, float *out) {
-    const float scale = call->input.scales[row], zero = call->input.zeros[row];
     for (int column = 0; column < layer->n_out; column += PANEL_COLUMNS)
-        read_sums(sums_of(call, column / PANEL_COLUMNS, row), layer, column, scale, zero,
+        read_sums(sums_of(call, column / PANEL_COLUMNS, row), layer, column, call->input, row,
                   out + column);
 }
 
@@ -57,26 +78,18 @@ static const Utterance *utterance_of(const Call *call, int row) {
     return one;
 }
 
-static void norm_and_quantize(Call *call, const float *x, Norm norm, int row) {
+static void norm_and_put(Call *call, const float *x, Norm norm, int row) {
     float normed[norm.size];
     norm_row(x, norm, normed);
-    quantize_row(normed, norm.size, call->input, row);
+    put_row(normed, norm.size, call->input, row);
 }
 
 static void begin(Member *member, Norm norm) {
     Call *call = member->call;
     Items rows = items_of(member, call->n_rows);
     for (int row; (row = take_item(&rows)) >= 0;)
-        norm_and_quantize(call, call->x + (size_t)row * norm.size, norm, row);
+        norm_and_put(call, call->x + (size_t)row * norm.size, norm, row);
     wait_for_all(member);
-}
-
-/* 32 values of a head, or what it has left of them and zeros. */
-static const float *piece_of(const float *head, int at, int head_size, float *spare) {
-    if (head_size - at >= 32) return head + at;
-    memset(spare, 0, 32 * sizeof(float));
-    memcpy(spare, head + at, (head_size - at) * sizeof(float));
-    return spare;
 }
 
 /* Of a head's queries, keys and values in two frames. */
@@ -150,12 +163,12 @@ static void part(Member *member, const Linear *layer) {
     wait_for_all(member);
 }
 
-static void quantize_context(Member *member) {
+static void put_context(Member *member) {
     Call *call = member->call;
     const int size = call->network->size;
     Items rows = items_of(member, call->n_rows);
     for (int row; (row = take_item(&rows)) >= 0;)
-        quantize_row(call->context + (size_t)row * size, size, call->input, row);
+        put_row(call->context + (size_t)row * size, size, call->input, row);
     wait_for_all(member);
 }
 
@@ -189,7 +202,7 @@ static void add_attended(Member *member, const Block *block) {
         remember(call, block->taps, row, attended);
         for (int i = 0; i < size; i++)
             residual[i] = attended[i] + (block->changes_width ? 0.0f : residual[i]);
-        norm_and_quantize(call, residual, block->norm2, row);
+        norm_and_put(call, residual, block->norm2, row);
     }
     wait_for_all(member);
 }
@@ -202,7 +215,7 @@ static void rectify(Member *member, const Linear *layer) {
     for (int row; (row = take_item(&rows)) >= 0;) {
         read_row(call, layer, row, values);
         for (int i = 0; i < n; i++) values[i] = values[i] > 0.0f ? values[i] : 0.0f;
-        quantize_row(values, n, call->input, row);
+        put_row(values, n, call->input, row);
     }
     wait_for_all(member);
 }
@@ -221,7 +234,7 @@ static void add_forwarded(Member *member, const Linear *layer, const Norm *betwe
         for (int i = 0; i < size; i++) forwarded[i] += residual[i];
         if (between) norm_row(forwarded, *between, residual);
         else memcpy(residual, forwarded, sizeof forwarded);
-        norm_and_quantize(call, residual, norm, row);
+        norm_and_put(call, residual, norm, row);
         if (hidden) norm_row(residual, norm, hidden + (size_t)row * size);
     }
 }
@@ -232,13 +245,12 @@ static void write_logits(Member *member) {
     Call *call = member->call;
     const Linear *layer = &call->network->ctc;
     Items panels = items_of(member, layer->n_out / PANEL_COLUMNS);
-    int32_t sums[32 * PANEL_COLUMNS] __attribute__((aligned(64)));
+    Sum sums[32 * PANEL_COLUMNS] __attribute__((aligned(64)));
     for (int panel; (panel = take_item(&panels)) >= 0;)
         for (int row = 0; row < call->n_rows; row++) {
-            if (row % 32 == 0) product_int8(operands(call, layer, panel, row), sums, PANEL_COLUMNS);
-            read_sums(sums + row % 32 * PANEL_COLUMNS, layer, panel * PANEL_COLUMNS,
-                      call->input.scales[row], call->input.zeros[row],
-                      call->logits + (size_t)row * layer->n_out + panel * PANEL_COLUMNS);
+            if (row % 32 == 0) multiply_block(call, layer, panel, row, sums);
+            read_sums(sums + row % 32 * PANEL_COLUMNS, layer, panel * PANEL_COLUMNS, call->input,
+                      row, call->logits + (size_t)row * layer->n_out + panel * PANEL_COLUMNS);
         }
     wait_for_all(member);
 }
@@ -264,7 +276,7 @@ static void find_best(Member *member) {
     const Linear *layer = &call->network->ctc;
     Items panels = items_of(member, layer->n_out / PANEL_COLUMNS);
     const size_t n_rows = call->n_rows, mine = member->rank * n_rows;
-    int32_t sums[32 * PANEL_COLUMNS] __attribute__((aligned(64)));
+    Sum sums[32 * PANEL_COLUMNS] __attribute__((aligned(64)));
     float values[PANEL_COLUMNS];
     for (size_t row = 0; row < n_rows; row++) {
         call->best[mine + row] = -FLT_MAX;
@@ -272,9 +284,9 @@ static void find_best(Member *member) {
     }
     for (int panel; (panel = take_item(&panels)) >= 0;)
         for (size_t row = 0; row < n_rows; row++) {
-            if (row % 32 == 0) product_int8(operands(call, layer, panel, row), sums, PANEL_COLUMNS);
-            read_sums(sums + row % 32 * PANEL_COLUMNS, layer, panel * PANEL_COLUMNS,
-                      call->input.scales[row], call->input.zeros[row], values);
+            if (row % 32 == 0) multiply_block(call, layer, panel, row, sums);
+            read_sums(sums + row % 32 * PANEL_COLUMNS, layer, panel * PANEL_COLUMNS, call->input,
+                      row, values);
             keep_best(values, panel * PANEL_COLUMNS, &call->best[mine + row],
                       &call->best_ids[mine + row]);
         }
@@ -300,7 +312,7 @@ static void run_block(Member *member, int index) {
     multiply(member, &block->query_key_value);
     part(member, &block->query_key_value);
     attend(member);
-    quantize_context(member);
+    put_context(member);
     multiply(member, &block->out);
     add_attended(member, block);
     multiply(member, &block->forward1);
@@ -341,11 +353,11 @@ static size_t lay_out(Call *call, char *memory) {
     const Network *network = call->network;
     const size_t rows = padded(call->n_rows, TILE_ROWS), size = network->size;
     const size_t members = call->team.cores->n_all, keys = (size_t)call->n_keys * network->n_heads;
-    const size_t in_heads = keys * head_room_of(network), in_units = HALVES_ARE_WHOLE ? keys : 0;
+    const size_t in_heads = keys * head_room_of(network) * PARTS, in_units = HALVES_ARE_WHOLE ? keys : 0;
     const size_t in_scores = members * QUERIES * call->n_longest;
     const int widest_out = larger(network->n_hidden, 3 * network->size);
     const int widest_in = larger(network->blocks[0].query_key_value.n_in,
-                                 padded(larger(network->n_hidden, network->size), INT8_STEP));
+                                 padded(larger(network->n_hidden, network->size), SUM_PADDING));
     call->team.members = take(&memory, sizeof(Member) * members);
     call->utterances = take(&memory, sizeof(Utterance) * call->n_utterances);
     call->residual = take(&memory, sizeof(float) * rows * size);
@@ -358,17 +370,19 @@ static size_t lay_out(Call *call, char *memory) {
     call->query_units = take(&memory, sizeof(float) * in_units);
     call->key_units = take(&memory, sizeof(float) * in_units);
     call->value_units = take(&memory, sizeof(float) * in_units);
-    call->input.levels = take(&memory, rows * widest_in);
+    call->input.tiles = take(&memory, rows / TILE_ROWS * (widest_in / STEP_VALUES) * STEP_BYTES);
     call->input.scales = take(&memory, sizeof(float) * rows);
     call->input.zeros = take(&memory, sizeof(float) * rows);
     call->scores = take(&memory, sizeof(float) * in_scores);
-    call->shares = take(&memory, sizeof(Half) * in_scores);
+    call->shares = take(&memory, sizeof(Half) * in_scores * PARTS);
     call->best = take(&memory, sizeof(float) * members * rows);
     call->best_ids = take(&memory, sizeof(int32_t) * members * rows);
     return (size_t)(memory - start);
 }
 
 int sensevoice_begin(void) { return tiles_permitted(); }
+
+int sensevoice_weight_parts(void) { return LINEAR_IS_INT8 ? 0 : PARTS; }
 
 int sensevoice_highest_weight_sum(void) { return HIGHEST_WEIGHT_SUM; }
 

@@ -6,8 +6,9 @@
 #include <stdint.h>
 
 typedef struct {
-    const int8_t *panels; /* see tiles.h */
-    const float *scales, *bias, *weight_sums; /* of each column; sums of its int8 weights */
+    const void *panels; /* see tiles.h */
+    const float *bias; /* of each column, as all that follow */
+    const float *scales, *weight_sums; /* of int8, and sums of it */
     int32_t n_in, n_out;
 } Linear;
 
@@ -40,6 +41,9 @@ typedef struct {
 
 /* Whether this process may use the tile unit. */
 int sensevoice_begin(void);
+
+/* Of how many halves each weight is the sum; 0 for int8. */
+int sensevoice_weight_parts(void);
 
 /* Of the weights of one sign in a group of eight, see tiles_avx2.h; 0 where there is no bound. */
 int sensevoice_highest_weight_sum(void);

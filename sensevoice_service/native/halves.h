@@ -1,4 +1,5 @@
-/* Numbers of 16 bits, of which attention is made: bf16, or whole numbers of units.
+/* Numbers of 16 bits, of which attention is made, and linear layers if PARTS is given (see tiles.h):
+ * bf16, or whole numbers of units.
  *
  * Whole numbers have a unit of their own for each frame of each head, so that the largest of its
  * values is the largest number.
@@ -7,8 +8,12 @@
 #define SENSEVOICE_HALVES_H
 
 #include <math.h>
+#include <string.h>
 
 #include "tiles.h"
+
+/* Of a tile of one part, and of all. */
+enum { HALF_PART = TILE_BYTES / sizeof(Half), HALF_TILE = PARTS * HALF_PART };
 
 INLINE Half half_of(float value, float per_unit) {
     if (HALVES_ARE_WHOLE) return (Half)((int)(value * per_unit + 32768.5f) - 32768);
@@ -17,6 +22,25 @@ INLINE Half half_of(float value, float per_unit) {
         uint32_t bits;
     } both = {value};
     return (Half)((both.bits + 0x7fff + (both.bits >> 16 & 1)) >> 16);
+}
+
+/* 32 values of a row, or what it has left of them and zeros. */
+static const float *piece_of(const float *row, int at, int n, float *spare) {
+    if (n - at >= 32) return row + at;
+    memset(spare, 0, 32 * sizeof(float));
+    if (at < n) memcpy(spare, row + at, (n - at) * sizeof(float));
+    return spare;
+}
+
+/* What 32 values are in halves, each part `stride` behind the one before it. */
+INLINE void put_halves(const float *values, float per_unit, Half *to, int stride) {
+    for (int i = 0; i < HALF_STEP; i++) {
+        float rest = values[i];
+        for (int part = 0; part < PARTS; part++) {
+            to[part * stride + i] = half_of(rest, per_unit);
+            if (part + 1 < PARTS) rest -= widened(to[part * stride + i]);
+        }
+    }
 }
 
 /* How many units a value of one has, where the highest of `n` values has `most`. */

@@ -16,8 +16,33 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* Linear layers are in int8, unless PARTS is given: then they are in halves as attention is, and
+ * each number is the sum of so many, every one of them what those before it leave, rounded. A tile
+ * has as many KiB one behind the other, a part in each. */
+#ifdef PARTS
+#define LINEAR_IS_INT8 0
+typedef float Sum;
+#else
+#define PARTS 1
+#define LINEAR_IS_INT8 1
+typedef int32_t Sum;
+#endif
+_Static_assert(PARTS == 1 || PARTS == 3, "bf16, or fp32");
+enum { PAIRS_OF_PARTS = PARTS == 1 ? 1 : 6 }; /* of which a product is made */
+
 enum { TILE_BYTES = 1024, TILE_ROWS = 16, PANEL_COLUMNS = 32, INT8_STEP = 64, HALF_STEP = 32 };
 enum { LINE_BYTES = 64, NEIGHBOUR_BYTES = 4 }; /* of a row of a tile, and of its neighbours */
+enum { SUM_PADDING = 64 }; /* inputs of a layer are as many, or a multiple, with zeros */
+
+INLINE float widened(uint16_t bf16) {
+    union {
+        uint32_t bits;
+        float value;
+    } both = {(uint32_t)bf16 << 16};
+    return both.value;
+}
+
+static inline int padded(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 /* Rows of one or two row tiles and a panel, and what will be wanted after them. */
 typedef struct {
@@ -25,8 +50,9 @@ typedef struct {
     ptrdiff_t row_tile_bytes; /* from the one to the other */
     int n_rows, n_steps; /* those up to a whole tile may be written as well */
     const void *panel;
+    int adds; /* to what is there, a product made in pieces: only where numbers have several parts */
     const void *ahead;
-    int lines_ahead; /* at each step */
+    int lines_ahead; /* at each pair of parts of a step */
 } Operands;
 
 INLINE const char *row_at(const Operands *in, int row) {
