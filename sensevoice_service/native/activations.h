@@ -22,7 +22,8 @@ INLINE float sum_of(const Lanes *chains) {
     return sum;
 }
 
-static void norm_row(const float *x, Norm norm, float *out) {
+static void norm_row(const float *restrict x, Norm norm, float *restrict out) {
+    const float *restrict scale = norm.scale, *restrict shift = norm.shift;
     const int n = norm.size;
     Lanes sums[CHAINS] = {ZEROS}, squares[CHAINS] = {ZEROS};
     for (int at = 0; at < n; at += LANES) sums[at / LANES % CHAINS] += LANES_AT(x, at);
@@ -33,7 +34,7 @@ static void norm_row(const float *x, Norm norm, float *out) {
     }
     const float per_deviation = 1.0f / sqrtf(sum_of(squares) / (float)n + 1e-5f);
     for (int i = 0; i < n; i++)
-        out[i] = (x[i] - mean) * per_deviation * norm.scale[i] + norm.shift[i];
+        out[i] = (x[i] - mean) * per_deviation * scale[i] + shift[i];
 }
 
 #endif

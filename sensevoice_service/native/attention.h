@@ -26,40 +26,34 @@ static float *units_of(const Call *call, float *all, const Utterance *one, int h
     return all + one->n_keys_before * call->network->n_heads + keys_of(one->n_frames) * head;
 }
 
-/* Where pieces of 32 values go. A query's lie in a row of a tile. A key is a column: its pairs lie
- * one below the other. Values of two frames that follow each other are a row of pairs. */
-INLINE void put_query(const float *piece, float per_unit, int frame, int step, int room,
-                      Half *head) {
+/* Where pieces of 32 values of two frames go. A query's lie in a row of a tile. A key is a column: its
+ * pairs lie one below the other, each beside the next frame's. Values of the two are a row of pairs. */
+INLINE void put_queries(const float *const pieces[2], const float *per_unit, int frame, int step,
+                        int room, Half *head) {
     Half *to = head + ((size_t)(frame / 16) * (room / 32) + step) * HALF_TILE + frame % 16 * 32;
-    put_halves(piece, per_unit, to, HALF_PART);
+    for (int i = 0; i < 2; i++) put_halves(pieces[i], per_unit[i], to + 32 * i, HALF_PART);
 }
 
-INLINE void put_key(const float *piece, float per_unit, int frame, int step, int room,
-                    Half *head) {
+INLINE void put_keys(const float *const pieces[2], const float *per_unit, int frame, int step,
+                     int room, Half *head) {
     Half *to = head + ((size_t)(frame / 32) * (room / 32) + step) * 2 * HALF_TILE +
                frame % 32 / 16 * HALF_TILE + frame % 16 * 2;
-    Half key[PARTS * 32];
-    put_halves(piece, per_unit, key, 32);
+    Half keys[2][PARTS * 32];
+    for (int i = 0; i < 2; i++) put_halves(pieces[i], per_unit[i], keys[i], 32);
     for (int part = 0; part < PARTS; part++, to += HALF_PART)
-        for (int pair = 0; pair < 16; pair++)
-            memcpy(to + pair * 32, key + part * 32 + 2 * pair, 2 * sizeof(Half));
+        for (int pair = 0; pair < 16; pair++) {
+            uint32_t pairs[2];
+            for (int i = 0; i < 2; i++) memcpy(pairs + i, keys[i] + part * 32 + 2 * pair, 4);
+            memcpy(to + pair * 32, pairs, sizeof pairs);
+        }
 }
 
-INLINE void put_values(const float *one, const float *next, const float *per_unit, int frame,
-                       int panel, int n_padded, Half *head) {
+INLINE void put_values(const float *const pieces[2], const float *per_unit, int frame, int panel,
+                       int n_padded, Half *head) {
     Half *to = head + ((size_t)panel * (n_padded / 32) + frame / 32) * 2 * HALF_TILE +
                frame % 32 / 2 * 32;
-    Half first[PARTS * 32], second[PARTS * 32];
-    put_halves(one, per_unit[0], first, 32);
-    put_halves(next, per_unit[1], second, 32);
     for (int tile = 0; tile < 2; tile++)
-        for (int part = 0; part < PARTS; part++, to += HALF_PART) {
-            const Half *left = first + part * 32 + tile * 16, *right = second + part * 32 + tile * 16;
-            uint32_t pairs[16];
-            for (int i = 0; i < 16; i++)
-                pairs[i] = (uint16_t)left[i] | (uint32_t)(uint16_t)right[i] << 16;
-            memcpy(to, pairs, sizeof pairs);
-        }
+        put_pairs(pieces[0] + 16 * tile, pieces[1] + 16 * tile, per_unit, to + tile * HALF_TILE);
 }
 
 /* 2^x for x <= 0, to seven digits: a polynomial of the fraction, put behind the exponent. */

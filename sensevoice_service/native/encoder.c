@@ -115,25 +115,22 @@ static void part_pair(Call *call, const Utterance *one, int frame, const float *
     const int size = network->size, head_size = head_size_of(network);
     const int room = head_room_of(network), n_padded = keys_of(one->n_frames);
     const int has_queries = frame < padded(one->n_frames, TILE_ROWS);
-    float spare[2][32], per_unit[3][2];
+    float spare[3][2][32], per_unit[3][2];
     for (int head = 0; head < network->n_heads; head++) {
         Half *queries = head_of(call, call->query_tiles, one, head);
         Half *keys = head_of(call, call->key_panels, one, head);
         Half *values = head_of(call, call->value_panels, one, head);
         const float *query = triples + head * head_size;
-        const float *key = query + size, *value = key + size;
         choose_units(call, one, head, frame, query, per_unit);
         for (int step = 0; step < room / 32; step++) {
-            for (int i = 0; i < 2; i++) {
-                const int later = i * 3 * size, at = 32 * step;
-                const float *piece = piece_of(query + later, at, head_size, spare[0]);
-                if (has_queries) put_query(piece, per_unit[0][i], frame + i, step, room, queries);
-                piece = piece_of(key + later, at, head_size, spare[0]);
-                put_key(piece, per_unit[1][i], frame + i, step, room, keys);
-            }
-            put_values(piece_of(value, 32 * step, head_size, spare[0]),
-                       piece_of(value + 3 * size, 32 * step, head_size, spare[1]), per_unit[2],
-                       frame, step, n_padded, values);
+            const float *pieces[3][2];
+            for (int kind = 0; kind < 3; kind++)
+                for (int i = 0; i < 2; i++)
+                    pieces[kind][i] = piece_of(query + (3 * i + kind) * size, 32 * step, head_size,
+                                               spare[kind][i]);
+            if (has_queries) put_queries(pieces[0], per_unit[0], frame, step, room, queries);
+            put_keys(pieces[1], per_unit[1], frame, step, room, keys);
+            put_values(pieces[2], per_unit[2], frame, step, n_padded, values);
         }
     }
 }

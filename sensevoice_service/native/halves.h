@@ -33,14 +33,32 @@ static const float *piece_of(const float *row, int at, int n, float *spare) {
 }
 
 /* What 32 values are in halves, each part `stride` behind the one before it. */
-INLINE void put_halves(const float *values, float per_unit, Half *to, int stride) {
+INLINE void put_halves(const float *restrict values, float per_unit, Half *restrict to,
+                       int stride) {
     for (int i = 0; i < HALF_STEP; i++) {
         float rest = values[i];
         for (int part = 0; part < PARTS; part++) {
             to[part * stride + i] = half_of(rest, per_unit);
-            if (part + 1 < PARTS) rest -= widened(to[part * stride + i]);
+            rest -= widened(to[part * stride + i]);
         }
     }
+}
+
+/* 16 values of two rows side by side. As whole words, of which the compiler makes vectors. */
+INLINE void put_pairs(const float *restrict one, const float *restrict next, const float *per_unit,
+                      Half *to) {
+    uint32_t pairs[PARTS][16];
+    for (int i = 0; i < 16; i++) {
+        float rest = one[i], next_rest = next[i];
+        for (int part = 0; part < PARTS; part++) {
+            const Half half = half_of(rest, per_unit[0]), beside = half_of(next_rest, per_unit[1]);
+            pairs[part][i] = (uint16_t)half | (uint32_t)(uint16_t)beside << 16;
+            rest -= widened(half);
+            next_rest -= widened(beside);
+        }
+    }
+    for (int part = 0; part < PARTS; part++)
+        memcpy(to + part * HALF_PART, pairs[part], sizeof pairs[part]);
 }
 
 /* How many units a value of one has, where the highest of `n` values has `most`. */

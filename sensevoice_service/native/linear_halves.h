@@ -29,13 +29,14 @@ static void put_row(const float *values, int n, Input out, int row) {
 }
 
 /* What a row's sums in one panel stand for. */
-INLINE void read_sums(const Sum *sums, const Linear *layer, int column, Input input, int row,
-                      float *out) {
+INLINE void read_sums(const Sum *restrict sums, const Linear *layer, int column, Input input,
+                      int row, float *restrict out) {
+    const float *restrict bias = layer->bias + column;
     (void)input, (void)row;
     const Sum *later = sums + 2 * PANEL_COLUMNS; /* the same of a row that is read soon */
     __builtin_prefetch(later);
     __builtin_prefetch(later + 16);
-    for (int i = 0; i < PANEL_COLUMNS; i++) out[i] = sums[i] + layer->bias[column + i];
+    for (int i = 0; i < PANEL_COLUMNS; i++) out[i] = sums[i] + bias[i];
 }
 
 #endif

@@ -36,14 +36,14 @@ static Range range_of(const float *values, int n) {
 }
 
 /* `n` values; those behind them up to a whole step stand for zero. */
-static void put_row(const float *values, int n, Input out, int row) {
+static void put_row(const float *restrict values, int n, Input out, int row) {
     const Range range = range_of(values, n);
     const float width = range.high - range.low;
     const float scale = width > 0.0f ? width / HIGHEST_LEVEL : 1.0f;
     const float zero = floorf(0.5f - range.low / scale), per_unit = 1.0f / scale;
     out.scales[row] = scale;
     out.zeros[row] = zero;
-    uint8_t *levels = (uint8_t *)out.tiles +
+    uint8_t *restrict levels = (uint8_t *)out.tiles +
                       (size_t)(row / TILE_ROWS) * TILE_ROWS * padded(n, STEP_VALUES) +
                       row % TILE_ROWS * LINE_BYTES;
     const int n_whole = n / STEP_VALUES * STEP_VALUES;
@@ -56,16 +56,16 @@ static void put_row(const float *values, int n, Input out, int row) {
 }
 
 /* What a row's sums in one panel stand for. */
-INLINE void read_sums(const Sum *sums, const Linear *layer, int column, Input input, int row,
-                      float *out) {
+INLINE void read_sums(const Sum *restrict sums, const Linear *layer, int column, Input input,
+                      int row, float *restrict out) {
+    const float *restrict weight_sums = layer->weight_sums + column;
+    const float *restrict scales = layer->scales + column, *restrict bias = layer->bias + column;
     const float scale = input.scales[row], zero = input.zeros[row];
     const Sum *later = sums + 2 * PANEL_COLUMNS; /* the same of a row that is read soon */
     __builtin_prefetch(later);
     __builtin_prefetch(later + 16);
     for (int i = 0; i < PANEL_COLUMNS; i++)
-        out[i] = ((float)sums[i] - zero * layer->weight_sums[column + i]) *
-                     (scale * layer->scales[column + i]) +
-                 layer->bias[column + i];
+        out[i] = ((float)sums[i] - zero * weight_sums[i]) * (scale * scales[i]) + bias[i];
 }
 
 #endif
