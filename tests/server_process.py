@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
 
+from config import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
 PATIENT_S = 20.0  # only a hang takes that long
 ADDRESS = re.compile(r"Uvicorn running on (http://\S+)")
 
@@ -104,6 +109,23 @@ def running(
         yield server
     finally:
         server.end()
+
+
+def gated_service(*arguments: str, **settings: str) -> AbstractContextManager[ServerProcess]:
+    """``tests.gated_service`` with settings; its drain lasts no time."""
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in Settings.model_fields
+    }
+    environment = {**inherited, "PORT": "0", "DRAIN_SEC": "0", "no_proxy": "127.0.0.1"}
+    module = ("-m", "tests.gated_service")
+    return running(*module, *arguments, folder=ROOT, environment=environment, **settings)
+
+
+def make_ready(server: ServerProcess) -> None:
+    """Have a gated service load its model."""
+    server.tell("load")
+    with server.client() as client:
+        assert until_ready(client)[-1].status_code == 200
 
 
 def until_ready(client: httpx.Client) -> list[httpx.Response]:

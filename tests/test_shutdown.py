@@ -3,61 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from pathlib import Path
 
 import httpx
 import pytest
 
-from config import Settings
 from tests.audio_files import pcm16, voice, wav
 from tests.http_service import multipart
-from tests.server_process import PATIENT_S, ServerProcess, running, until_ready
+from tests.server_process import PATIENT_S, ServerProcess, gated_service, make_ready
 
-ROOT = Path(__file__).resolve().parents[1]
 FOR_EVER = "86400"  # a setting in seconds: a test that waited it out would hang
 SHORT = wav(pcm16(voice(1)))
 TWO_CHUNKS = wav(pcm16(voice(5)))
-
-Serve = Callable[..., AbstractContextManager[ServerProcess]]
-
-
-@pytest.fixture
-def serve() -> Serve:
-    """Starts ``tests.gated_service`` with settings; its drain lasts no time."""
-    inherited = {
-        name: value for name, value in os.environ.items() if name not in Settings.model_fields
-    }
-    environment = {**inherited, "PORT": "0", "DRAIN_SEC": "0", "no_proxy": "127.0.0.1"}
-
-    def start(*arguments: str, **settings: str) -> AbstractContextManager[ServerProcess]:
-        return running(
-            "-m",
-            "tests.gated_service",
-            *arguments,
-            folder=ROOT,
-            environment=environment,
-            **settings,
-        )
-
-    return start
 
 
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(4) as pool:
         yield pool
-
-
-def make_ready(server: ServerProcess) -> None:
-    server.tell("load")
-    with server.client() as client:
-        assert until_ready(client)[-1].status_code == 200
 
 
 def post(server: ServerProcess, content: bytes = SHORT, **fields: str) -> httpx.Response:
@@ -112,15 +78,15 @@ def assert_ended_well(server: ServerProcess) -> None:
     assert "Traceback" not in server.log
 
 
-def test_while_it_loads_it_ends_without_a_drain(serve: Serve) -> None:
-    with serve(DRAIN_SEC=FOR_EVER) as server:
+def test_while_it_loads_it_ends_without_a_drain() -> None:
+    with gated_service(DRAIN_SEC=FOR_EVER) as server:
         assert server.address
         server.process.send_signal(signal.SIGTERM)
         assert_ended_well(server)
 
 
-def test_idle_it_says_at_once_that_it_stops_and_listens_on_for_the_drain(serve: Serve) -> None:
-    with serve(DRAIN_SEC=FOR_EVER) as server:
+def test_idle_it_says_at_once_that_it_stops_and_listens_on_for_the_drain() -> None:
+    with gated_service(DRAIN_SEC=FOR_EVER) as server:
         make_ready(server)
         terminate(server)
         with server.client() as client:
@@ -130,8 +96,8 @@ def test_idle_it_says_at_once_that_it_stops_and_listens_on_for_the_drain(serve: 
         assert_refused(post(server))
 
 
-def test_after_the_drain_it_listens_no_more_and_ends(serve: Serve) -> None:
-    with serve(DRAIN_SEC="0.5") as server:
+def test_after_the_drain_it_listens_no_more_and_ends() -> None:
+    with gated_service(DRAIN_SEC="0.5") as server:
         make_ready(server)
         terminate(server)
         assert_ended_well(server)
@@ -139,18 +105,16 @@ def test_after_the_drain_it_listens_no_more_and_ends(serve: Serve) -> None:
             post(server)
 
 
-def test_a_ctrl_c_ends_it_without_a_drain(serve: Serve) -> None:
-    with serve(DRAIN_SEC=FOR_EVER) as server:
+def test_a_ctrl_c_ends_it_without_a_drain() -> None:
+    with gated_service(DRAIN_SEC=FOR_EVER) as server:
         make_ready(server)
         server.process.send_signal(signal.SIGINT)
         assert_ended_well(server)
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_it_at_once(
-    serve: Serve, pool: ThreadPoolExecutor, second: signal.Signals
-) -> None:
-    with serve(SHUTDOWN_TIMEOUT_SEC=FOR_EVER) as server:
+def test_a_second_signal_ends_it_at_once(pool: ThreadPoolExecutor, second: signal.Signals) -> None:
+    with gated_service(SHUTDOWN_TIMEOUT_SEC=FOR_EVER) as server:
         make_ready(server)
         answer = pool.submit(post, server)
         server.logged("a batch is in")
@@ -160,9 +124,9 @@ def test_a_second_signal_ends_it_at_once(
         assert isinstance(answer.exception(PATIENT_S), httpx.RemoteProtocolError)
 
 
-def test_an_upload_under_way_is_received_and_answered(serve: Serve) -> None:
+def test_an_upload_under_way_is_received_and_answered() -> None:
     body, headers = multipart(SHORT)
-    with serve() as server:
+    with gated_service() as server:
         make_ready(server)
         with begin_upload(server, body, headers) as connection:
             terminate(server)
@@ -174,9 +138,9 @@ def test_an_upload_under_way_is_received_and_answered(serve: Serve) -> None:
         assert_ended_well(server)
 
 
-def test_an_upload_that_does_not_end_in_time_is_answered_503(serve: Serve) -> None:
+def test_an_upload_that_does_not_end_in_time_is_answered_503() -> None:
     body, headers = multipart(SHORT)
-    with serve(SHUTDOWN_TIMEOUT_SEC="0") as server:
+    with gated_service(SHUTDOWN_TIMEOUT_SEC="0") as server:
         make_ready(server)
         with begin_upload(server, body, headers) as connection:
             terminate(server)
@@ -185,8 +149,8 @@ def test_an_upload_that_does_not_end_in_time_is_answered_503(serve: Serve) -> No
         assert_ended_well(server)
 
 
-def test_those_who_wait_and_run_are_all_answered(serve: Serve, pool: ThreadPoolExecutor) -> None:
-    with serve(MAX_CONCURRENT_REQUESTS="1") as server:
+def test_those_who_wait_and_run_are_all_answered(pool: ThreadPoolExecutor) -> None:
+    with gated_service(MAX_CONCURRENT_REQUESTS="1") as server:
         make_ready(server)
         running = pool.submit(post, server)
         server.logged("a batch is in")
@@ -200,10 +164,8 @@ def test_those_who_wait_and_run_are_all_answered(serve: Serve, pool: ThreadPoolE
         assert_ended_well(server)
 
 
-def test_a_hung_engine_does_not_hold_it_and_all_get_503(
-    serve: Serve, pool: ThreadPoolExecutor
-) -> None:
-    with serve(MAX_CONCURRENT_REQUESTS="1", SHUTDOWN_TIMEOUT_SEC="1") as server:
+def test_a_hung_engine_does_not_hold_it_and_all_get_503(pool: ThreadPoolExecutor) -> None:
+    with gated_service(MAX_CONCURRENT_REQUESTS="1", SHUTDOWN_TIMEOUT_SEC="1") as server:
         make_ready(server)
         running = pool.submit(post, server)
         server.logged("a batch is in")
@@ -215,10 +177,8 @@ def test_a_hung_engine_does_not_hold_it_and_all_get_503(
         assert_ended_well(server)
 
 
-def test_a_decoder_that_hangs_does_not_hold_it_either(
-    serve: Serve, pool: ThreadPoolExecutor
-) -> None:
-    with serve("deaf", SHUTDOWN_TIMEOUT_SEC="0") as server:
+def test_a_decoder_that_hangs_does_not_hold_it_either(pool: ThreadPoolExecutor) -> None:
+    with gated_service("deaf", SHUTDOWN_TIMEOUT_SEC="0") as server:
         make_ready(server)
         answer = pool.submit(post, server)
         server.logged("decoding hangs")
@@ -238,9 +198,9 @@ def events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, object]]]:
 
 
 @pytest.mark.parametrize("is_hung", [False, True])
-def test_a_stream_is_ended_as_it_should(serve: Serve, is_hung: bool) -> None:
+def test_a_stream_is_ended_as_it_should(is_hung: bool) -> None:
     cut = {"LARGE_FILE_DURATION_SEC": "3", "LARGE_FILE_CHUNK_SIZE_SEC": "3"}
-    with serve(**cut, SHUTDOWN_TIMEOUT_SEC="1" if is_hung else FOR_EVER) as server:
+    with gated_service(**cut, SHUTDOWN_TIMEOUT_SEC="1" if is_hung else FOR_EVER) as server:
         make_ready(server)
         server.tell("go")
         form = {"files": ("a.wav", TWO_CHUNKS)}
@@ -260,10 +220,8 @@ def test_a_stream_is_ended_as_it_should(serve: Serve, is_hung: bool) -> None:
         assert_ended_well(server)
 
 
-def test_a_request_that_takes_too_long_is_answered_504(
-    serve: Serve, pool: ThreadPoolExecutor
-) -> None:
-    with serve(REQUEST_TIMEOUT_SEC="1") as server:
+def test_a_request_that_takes_too_long_is_answered_504(pool: ThreadPoolExecutor) -> None:
+    with gated_service(REQUEST_TIMEOUT_SEC="1") as server:
         make_ready(server)
         answer = pool.submit(post, server).result(PATIENT_S)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timed_out")
