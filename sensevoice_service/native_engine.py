@@ -27,7 +27,7 @@ from sensevoice_service.engine import Precision, noise_chunk
 from sensevoice_service.frontend import FeatureBatch, Frontend
 from sensevoice_service.native_frontend import NativeFrontend
 from sensevoice_service.native_library import NativeUnavailable
-from sensevoice_service.native_network import Cores, NetworkWeights, why_not
+from sensevoice_service.native_network import Cores, Layout, NetworkWeights, why_not
 from sensevoice_service.types import Chunk, Hypothesis
 
 # Of the utterances of a call; more frames gain nothing from sharing the weights.
@@ -72,9 +72,8 @@ class NativeEngine:
         state = {name: value.numpy() for name, value in model.state_dict().items()}
         n_parts = library.sensevoice_weight_parts()
         self.precision: Precision = PRECISIONS[n_parts]
-        self._weights = NetworkWeights(
-            state, model.config, n_parts, library.sensevoice_highest_weight_sum()
-        )
+        layout = Layout(n_parts, library.sensevoice_highest_weight_sum())
+        self._weights = NetworkWeights(state, model.config, layout, n_threads=threads.wide)
         self._encode = library.sensevoice_encode
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Hypothesis]:

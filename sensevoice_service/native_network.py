@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from ctypes import c_int32, c_uint32, c_void_p
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from sensevoice_service.encoder import EncoderConfig
 from sensevoice_service.onnx_graph import column_scales, round_columns
@@ -72,9 +75,12 @@ def why_not(config: EncoderConfig) -> str | None:
     return next((f"{name} {getattr(config, name)}" for name, rest in needed.items() if rest), None)
 
 
-def padded(n_out: int, n_in: int) -> tuple[int, int]:
-    """The size of a layer in whole panels and steps."""
-    return n_out + -n_out % PANEL_COLUMNS, n_in + -n_in % SUM_PADDING
+def padded(weight: Array) -> Array:
+    """A layer ``(n_out, n_in)`` with zeros up to whole panels and steps."""
+    missing = [
+        -n % whole for n, whole in zip(weight.shape, (PANEL_COLUMNS, SUM_PADDING), strict=True)
+    ]
+    return np.pad(weight, [(0, n) for n in missing]) if any(missing) else weight
 
 
 def quantize_bounded(
@@ -147,13 +153,18 @@ class Memory:
 
     def keep(self, values: Array) -> Array:
         """The copy, which is there for as long as this is."""
-        n_bytes = values.nbytes + -values.nbytes % LINE_BYTES
-        if n_bytes > len(self._room):
-            self._begin_piece(max(PIECE_BYTES, n_bytes + LINE_BYTES))
-        place, self._room = self._room[: values.nbytes], self._room[n_bytes:]
-        copy: Array = place.view(values.dtype).reshape(values.shape)
+        copy = self.place(values.shape, values.dtype)
         copy[...] = values
         return copy
+
+    def place(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """For an array that is still to be made."""
+        n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        n_taken = n_bytes + -n_bytes % LINE_BYTES
+        if n_taken > len(self._room):
+            self._begin_piece(max(PIECE_BYTES, n_taken + LINE_BYTES))
+        place, self._room = self._room[:n_bytes], self._room[n_taken:]
+        return place.view(dtype).reshape(shape)
 
     def _begin_piece(self, n_bytes: int) -> None:
         piece = np.empty(n_bytes, np.int8)
@@ -161,24 +172,53 @@ class Memory:
         self._room = piece[-piece.ctypes.data % LINE_BYTES :]
 
 
+@dataclass(frozen=True)
+class Layout:
+    """The library's ``sensevoice_weight_parts`` and ``sensevoice_highest_weight_sum``."""
+
+    n_parts: int = 0
+    highest_sum: int = 0
+
+
 class NetworkWeights:
     """A ``Network`` and the memory that it points to; weights have the checkpoint's names.
 
-    ``n_parts`` and ``highest_sum`` are the library's ``sensevoice_weight_parts`` and
-    ``sensevoice_highest_weight_sum``.
+    Layers have their places in the order in which a call reads them, and are written there by
+    ``n_threads`` at once, since numpy and torch let go of the interpreter's lock.
     """
 
     def __init__(
         self,
         weights: Mapping[str, Array],
         config: EncoderConfig,
-        n_parts: int = 0,
-        highest_sum: int = 0,
+        layout: Layout,
+        n_threads: int = 1,
+    ) -> None:
+        self._memory = Memory()
+        with ThreadPoolExecutor(n_threads) as pool:
+            writer = _Writer(weights, layout, self._memory, pool)
+            self.network = writer.network(config)
+            writer.wait()
+        self.n_logits = int(self.network.ctc.n_out)
+
+
+class _Writer:
+    """Gives every array its place at once, and has the pool write the larger ones."""
+
+    def __init__(
+        self, weights: Mapping[str, Array], layout: Layout, memory: Memory, pool: Executor
     ) -> None:
         self._weights = weights
-        self._n_parts = n_parts
-        self._highest_sum = highest_sum
-        self._memory = Memory()
+        self._layout = layout
+        self._memory = memory
+        self._pool = pool
+        self._writing: list[Future[None]] = []
+
+    def wait(self) -> None:
+        for written in self._writing:
+            written.result()
+
+    def network(self, config: EncoderConfig) -> Network:
         names = [
             "encoder.encoders0.0",
             *(f"encoder.encoders.{index}" for index in range(config.num_blocks - 1)),
@@ -186,7 +226,7 @@ class NetworkWeights:
         ]
         blocks = (Block * len(names))(*(self._block(name) for name in names))
         blocks[0].changes_width = 1
-        self.network = Network(
+        return Network(
             blocks=blocks,
             n_blocks=len(names),
             n_main_blocks=config.num_blocks,
@@ -198,8 +238,6 @@ class NetworkWeights:
             n_taps=config.kernel_size,
             n_hidden=config.linear_units,
         )
-        self.n_logits = int(self.network.ctc.n_out)
-        self._weights = {}
 
     def _block(self, name: str) -> Block:
         attention, forward = f"{name}.self_attn", f"{name}.feed_forward"
@@ -220,24 +258,45 @@ class NetworkWeights:
         return Norm(scale=self._floats(scale), shift=self._floats(shift), size=len(scale))
 
     def _linear(self, name: str) -> Linear:
-        weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+        weight, bias = padded(self._weights[f"{name}.weight"]), self._weights[f"{name}.bias"]
         n_out, n_in = weight.shape
-        all_out, all_in = padded(n_out, n_in)
-        weight = np.pad(weight, ((0, all_out - n_out), (0, all_in - n_in)))
+        missing = n_out - len(bias)
         linear = Linear(
-            bias=self._floats(np.pad(bias, (0, all_out - n_out), constant_values=NEVER)),
-            n_in=all_in,
-            n_out=all_out,
+            bias=self._floats(np.pad(bias, (0, missing), constant_values=NEVER)),
+            n_in=n_in,
+            n_out=n_out,
         )
-        if self._n_parts:
-            tiles = np.ascontiguousarray(to_panels(weight, HALF_STEP))
-            linear.panels = self._keep(split(tiles, self._n_parts))
-            return linear
-        columns, scales = quantize_bounded(weight, self._highest_sum)
-        linear.panels = self._keep(to_panels(columns, INT8_STEP))
-        linear.scales = self._floats(scales)
-        linear.weight_sums = self._floats(columns.sum(axis=1, dtype=np.int32))
+        if self._layout.n_parts:
+            self._place_halves(linear, weight)
+        else:
+            self._place_int8(linear, weight)
         return linear
+
+    def _place_halves(self, linear: Linear, weight: Array) -> None:
+        n_parts = self._layout.n_parts
+        panels = self._memory.place((n_parts, *weight.shape), np.uint16)
+        linear.panels = panels.ctypes.data
+
+        def write() -> None:
+            tiles = np.ascontiguousarray(to_panels(weight, HALF_STEP))
+            parts = split(tiles, n_parts)
+            panels.reshape(parts.shape)[...] = parts
+
+        self._writing.append(self._pool.submit(write))
+
+    def _place_int8(self, linear: Linear, weight: Array) -> None:
+        panels = self._memory.place(weight.shape, np.int8)
+        scales, sums = (self._memory.place((len(weight),), np.float32) for _ in range(2))
+        linear.panels = panels.ctypes.data
+        linear.scales, linear.weight_sums = scales.ctypes.data, sums.ctypes.data
+
+        def write() -> None:
+            columns, scales[:] = quantize_bounded(weight, self._layout.highest_sum)
+            sums[:] = columns.sum(axis=1, dtype=np.int32)
+            tiles = to_panels(columns, INT8_STEP)
+            panels.reshape(tiles.shape)[...] = tiles
+
+        self._writing.append(self._pool.submit(write))
 
     def _floats(self, values: Array) -> int:
         return self._keep(np.asarray(values, np.float32))

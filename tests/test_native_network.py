@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from sensevoice_service.native_network import (
     HALF_STEP,
     INT8_STEP,
     PIECE_BYTES,
+    Layout,
     Memory,
     NetworkWeights,
     quantize_bounded,
@@ -162,7 +164,7 @@ def huge_bytes(start: int, end: int) -> int:
 def test_sizes_are_whole_panels_and_steps(demo: Model) -> None:
     config = demo.engine.model.config
     state = {name: value.numpy() for name, value in demo.engine.model.state_dict().items()}
-    weights = NetworkWeights(state, config)
+    weights = NetworkWeights(state, config, Layout())
     network = weights.network
     assert network.n_blocks == config.num_blocks + config.tp_blocks
     first, second = network.blocks[0], network.blocks[1]
@@ -174,10 +176,37 @@ def test_sizes_are_whole_panels_and_steps(demo: Model) -> None:
     assert weights.n_logits == network.ctc.n_out
 
 
+@pytest.mark.parametrize("layout", [Layout(), Layout(highest_sum=181), Layout(n_parts=3)])
+def test_threads_write_what_one_writes(demo: Model, layout: Layout) -> None:
+    state = {name: value.numpy() for name, value in demo.engine.model.state_dict().items()}
+    one, several = (
+        NetworkWeights(state, demo.engine.model.config, layout, n_threads) for n_threads in (1, 3)
+    )
+    n_bytes = layout.n_parts * 2 or 1  # of a weight
+    for index in range(one.network.n_blocks):
+        a, b = one.network.blocks[index].forward2, several.network.blocks[index].forward2
+        n_all = a.n_in * a.n_out * n_bytes
+        assert ctypes.string_at(a.panels, n_all) == ctypes.string_at(b.panels, n_all)
+        if not layout.n_parts:
+            assert ctypes.string_at(a.scales, 4 * a.n_out) == ctypes.string_at(
+                b.scales, 4 * b.n_out
+            )
+            assert ctypes.string_at(a.weight_sums, 4 * a.n_out) == ctypes.string_at(
+                b.weight_sums, 4 * b.n_out
+            )
+
+
+def test_what_cannot_be_written_is_told(demo: Model) -> None:
+    state = {name: value.numpy() for name, value in demo.engine.model.state_dict().items()}
+    state["ctc.ctc_lo.weight"] = np.full_like(state["ctc.ctc_lo.weight"], "?", dtype=object)
+    with pytest.raises(TypeError):
+        NetworkWeights(state, demo.engine.model.config, Layout(), n_threads=2)
+
+
 def test_scales_are_int8s_alone(demo: Model) -> None:
     state = {name: value.numpy() for name, value in demo.engine.model.state_dict().items()}
     for n_parts in (0, 1, 3):
-        layer = NetworkWeights(state, demo.engine.model.config, n_parts).network.ctc
+        layer = NetworkWeights(state, demo.engine.model.config, Layout(n_parts)).network.ctc
         assert [bool(layer.scales), bool(layer.weight_sums)] == [n_parts == 0] * 2
         assert layer.panels
         assert layer.bias
