@@ -6,8 +6,10 @@ import ctypes
 import math
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from ctypes import c_int32, c_uint32, c_void_p
 from dataclasses import dataclass
+from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Any
 
 import numpy as np
@@ -142,13 +144,13 @@ def split(tiles: NDArray[np.float32], n_parts: int) -> NDArray[np.uint16]:
 class Memory:
     """Copies of arrays side by side, each from a line of the cache on: a row of a tile fills one.
 
-    They share large pieces, for which numpy asks Linux for pages of 2 MiB (see its
-    ``NUMPY_MADVISE_HUGEPAGE``). A call reads all weights once, and with pages of 4 KiB it may take
-    longer to look up where they are than to read them.
+    They share large pieces, for which Linux is asked for pages of 2 MiB. A call reads all weights
+    once, and with pages of 4 KiB it may take longer to look up where they are than to read them.
+    The pieces are mapped, since an allocator may give what it has already, in small pages.
     """
 
     def __init__(self) -> None:
-        self._pieces: list[NDArray[np.int8]] = []
+        self._pieces: list[mmap] = []
         self._room = np.empty(0, np.int8)  # what is left of the last piece
 
     def keep(self, values: Array) -> Array:
@@ -162,14 +164,16 @@ class Memory:
         n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         n_taken = n_bytes + -n_bytes % LINE_BYTES
         if n_taken > len(self._room):
-            self._begin_piece(max(PIECE_BYTES, n_taken + LINE_BYTES))
+            self._begin_piece(max(PIECE_BYTES, n_taken))
         place, self._room = self._room[:n_bytes], self._room[n_taken:]
         return place.view(dtype).reshape(shape)
 
     def _begin_piece(self, n_bytes: int) -> None:
-        piece = np.empty(n_bytes, np.int8)
+        piece = mmap(-1, n_bytes, MAP_PRIVATE | MAP_ANONYMOUS)
+        with suppress(OSError):  # of a kernel without such pages
+            piece.madvise(MADV_HUGEPAGE)
         self._pieces.append(piece)
-        self._room = piece[-piece.ctypes.data % LINE_BYTES :]
+        self._room = np.frombuffer(piece, np.int8)
 
 
 @dataclass(frozen=True)
