@@ -31,7 +31,6 @@ from sensevoice_service.likeness import require_likeness
 from sensevoice_service.model_store import ModelFolder
 from sensevoice_service.native_engine import NativeEngine
 from sensevoice_service.native_library import (
-    INSTEAD,
     NativeUnavailable,
     Target,
     choose_target,
@@ -156,8 +155,7 @@ def _open_native(plain: Engine, threads: Threads, target: Target) -> NativeEngin
         engine = NativeEngine(plain.model, plain.frontend, threads, load_library(target))
         found = require_likeness(plain.model, engine, check_chunk())
     except (NativeUnavailable, ModelError) as error:
-        instead = INSTEAD[target.precision]
-        _log.warning("%s; %s runs in %s, more slowly", error, target.precision, instead)
+        _log.warning("%s; %s", error, target.without_it)
         return None
     _log.info("%s in C for %s agrees with fp32: cosine %.4f", engine.precision, target.name, found)
     return engine

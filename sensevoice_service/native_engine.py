@@ -26,14 +26,15 @@ from sensevoice_service.encoder_inputs import EncoderInputs, Features
 from sensevoice_service.engine import Precision, noise_chunk
 from sensevoice_service.frontend import FeatureBatch, Frontend
 from sensevoice_service.native_frontend import NativeFrontend
-from sensevoice_service.native_library import NativeUnavailable
+from sensevoice_service.native_library import PARTS, NativeUnavailable
 from sensevoice_service.native_network import Cores, Layout, NetworkWeights, why_not
 from sensevoice_service.types import Chunk, Hypothesis
 
 # Of the utterances of a call; more frames gain nothing from sharing the weights.
 FRAMES_TOGETHER = 256
 ROWS_TOGETHER = 2  # each utterance begins at an even row
-PRECISIONS: dict[int, Precision] = {0: "int8", 1: "bf16", 3: "fp32"}  # by the parts of a weight
+# By the parts of a weight.
+PRECISIONS: dict[int, Precision] = {0: "int8", PARTS["bf16"]: "bf16", PARTS["fp32"]: "fp32"}
 
 T = TypeVar("T")
 

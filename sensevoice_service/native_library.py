@@ -56,6 +56,11 @@ class Target:
         switch = f"-DPARTS={PARTS[precision]}"
         return replace(self, flags=(*self.flags, switch), precision=precision)
 
+    @property
+    def without_it(self) -> str:
+        """What a user is told of where the library cannot be had."""
+        return f"{self.precision} runs in {INSTEAD[self.precision]}, more slowly"
+
     def suits(self, cpu_flags: frozenset[str]) -> bool:
         """Whether a CPU of these flags has all that is needed."""
         return self.cpu_flags <= cpu_flags
@@ -88,8 +93,10 @@ TARGETS = (AMX, VNNI, AVX2, AMX.at("fp32"), AMX.at("bf16"))  # the fastest of a 
 
 
 def choose_target(precision: str, cpuinfo: Path = CPUINFO) -> Target | None:
-    """What is faster than ``INSTEAD``; None where nothing is: on ARM, on x86 with VNNI and without
-    AVX-512, and but for int8 without AMX."""
+    """What is faster than ``INSTEAD``, if anything is.
+
+    None on ARM, on x86 with VNNI and without AVX-512, and but for int8 without AMX.
+    """
     flags = read_cpu_flags(cpuinfo)
     suitable = (one for one in TARGETS if one.precision == precision and one.suits(flags))
     found = next(suitable, None)

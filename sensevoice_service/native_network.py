@@ -303,7 +303,4 @@ class _Writer:
         self._writing.append(self._pool.submit(write))
 
     def _floats(self, values: Array) -> int:
-        return self._keep(np.asarray(values, np.float32))
-
-    def _keep(self, values: Array) -> int:
-        return int(self._memory.keep(values).ctypes.data)
+        return int(self._memory.keep(np.asarray(values, np.float32)).ctypes.data)

@@ -20,7 +20,7 @@ from sensevoice_service.cpu_flags import lacks_byte_products
 from sensevoice_service.hub import HUB_NAMES
 from sensevoice_service.memory import read_memory
 from sensevoice_service.model_store import resolve_model
-from sensevoice_service.native_library import INSTEAD, choose_target, is_at_hand
+from sensevoice_service.native_library import choose_target, is_at_hand
 from sensevoice_service.types import ModelError
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def native_warnings(device: str | None, precision: str | None) -> list[str]:
         return []
     return [
         f"there is no C compiler for the encoder in C for {target.name} (gcc libc6-dev):"
-        f" {target.precision} runs in {INSTEAD[target.precision]}, more slowly"
+        f" {target.without_it}"
     ]
 
 

@@ -39,6 +39,8 @@ struct Call {
     float *hidden, *logits;
 };
 
+static inline int padded(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
 static inline int head_size_of(const Network *network) { return network->size / network->n_heads; }
 
 /* Heads have room for whole tiles: behind their own values there are zeros. */
@@ -58,6 +60,13 @@ static inline size_t sums_of_panel(int n_rows) {
 
 static inline Sum *sums_of(const Call *call, int panel, int row) {
     return call->sums + panel * sums_of_panel(call->n_rows) + (size_t)row * PANEL_COLUMNS;
+}
+
+/* Those of the same columns in a row that is read soon. */
+static inline void call_later_sums(const Sum *sums) {
+    const Sum *later = sums + 2 * PANEL_COLUMNS;
+    __builtin_prefetch(later);
+    __builtin_prefetch(later + 16);
 }
 
 static inline size_t sums_bytes(int n_rows, int n_columns) {

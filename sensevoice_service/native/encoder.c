@@ -350,7 +350,8 @@ static size_t lay_out(Call *call, char *memory) {
     const Network *network = call->network;
     const size_t rows = padded(call->n_rows, TILE_ROWS), size = network->size;
     const size_t members = call->team.cores->n_all, keys = (size_t)call->n_keys * network->n_heads;
-    const size_t in_heads = keys * head_room_of(network) * PARTS, in_units = HALVES_ARE_WHOLE ? keys : 0;
+    const size_t in_heads = keys * head_room_of(network) * PARTS;
+    const size_t in_units = HALVES_ARE_WHOLE ? keys : 0;
     const size_t in_scores = members * QUERIES * call->n_longest;
     const int widest_out = larger(network->n_hidden, 3 * network->size);
     const int widest_in = larger(network->blocks[0].query_key_value.n_in,

@@ -33,9 +33,7 @@ INLINE void read_sums(const Sum *restrict sums, const Linear *layer, int column,
                       int row, float *restrict out) {
     const float *restrict bias = layer->bias + column;
     (void)input, (void)row;
-    const Sum *later = sums + 2 * PANEL_COLUMNS; /* the same of a row that is read soon */
-    __builtin_prefetch(later);
-    __builtin_prefetch(later + 16);
+    call_later_sums(sums);
     for (int i = 0; i < PANEL_COLUMNS; i++) out[i] = sums[i] + bias[i];
 }
 

@@ -44,8 +44,8 @@ static void put_row(const float *restrict values, int n, Input out, int row) {
     out.scales[row] = scale;
     out.zeros[row] = zero;
     uint8_t *restrict levels = (uint8_t *)out.tiles +
-                      (size_t)(row / TILE_ROWS) * TILE_ROWS * padded(n, STEP_VALUES) +
-                      row % TILE_ROWS * LINE_BYTES;
+                               (size_t)(row / TILE_ROWS) * TILE_ROWS * padded(n, STEP_VALUES) +
+                               row % TILE_ROWS * LINE_BYTES;
     const int n_whole = n / STEP_VALUES * STEP_VALUES;
     for (int at = 0; at < n_whole; at += STEP_VALUES, levels += TILE_BYTES)
         for (int i = 0; i < STEP_VALUES; i++)
@@ -61,9 +61,7 @@ INLINE void read_sums(const Sum *restrict sums, const Linear *layer, int column,
     const float *restrict weight_sums = layer->weight_sums + column;
     const float *restrict scales = layer->scales + column, *restrict bias = layer->bias + column;
     const float scale = input.scales[row], zero = input.zeros[row];
-    const Sum *later = sums + 2 * PANEL_COLUMNS; /* the same of a row that is read soon */
-    __builtin_prefetch(later);
-    __builtin_prefetch(later + 16);
+    call_later_sums(sums);
     for (int i = 0; i < PANEL_COLUMNS; i++)
         out[i] = ((float)sums[i] - zero * weight_sums[i]) * (scale * scales[i]) + bias[i];
 }

@@ -42,8 +42,6 @@ INLINE float widened(uint16_t bf16) {
     return both.value;
 }
 
-static inline int padded(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
-
 /* Rows of one or two row tiles and a panel, and what will be wanted after them. */
 typedef struct {
     const void *rows;
