@@ -216,7 +216,10 @@ def measure_pcm(name: str, engine: Engine, plan: Plan) -> Iterator[Figure]:
         chunks = make_chunks(rows, seconds, dtype)
         times_s = time_calls(partial(engine, chunks), engine.device)
         yield Figure.of(name, f"{what}, {dtype}", times_s, audio_s)
-    with ThreadPoolExecutor(2) as pool:
+    # A new thread has the number of threads that any thread set last, and a compiled network is
+    # compiled anew for another number: by both at once, which torch refuses.
+    alike = (torch.get_num_threads(),)
+    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=alike) as pool:
         batches = [make_chunks(rows, seconds, "int16")] * n_batches
         times_s = time_calls(lambda: list(pool.map(engine, batches)), engine.device, 3)
     times_s = [one_s / n_batches for one_s in times_s]

@@ -3,7 +3,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -11,6 +15,8 @@ import torch
 from bench import gpu, gpu_http
 from bench.make_model import N_PARAMETERS
 from sensevoice_service.encoder import SenseVoice
+from sensevoice_service.engine import Engine
+from sensevoice_service.types import Chunk, Hypothesis
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -88,6 +94,32 @@ def test_a_compiled_network_is_measured_beside_the_others(
         "1 x 0.5 s",
         "2 x 0.5 s",
     ]
+
+
+class ThreadCounter:
+    """An engine that notes how many threads torch has in whichever calls it."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.counted: set[tuple[bool, int]] = set()
+
+    def __call__(self, chunks: Sequence[Chunk]) -> list[Hypothesis]:
+        is_first = threading.current_thread() is threading.main_thread()
+        self.counted.add((is_first, torch.get_num_threads()))
+        return []
+
+
+def test_nothing_is_compiled_anew_by_two_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "LEAST_RUN_S", 0.0)
+    engine, before = ThreadCounter(), torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(1) as another:
+            another.submit(torch.set_num_threads, before + 1).result()
+        list(gpu.measure_pcm("counter", cast("Engine", engine), gpu.TINY))
+    finally:
+        torch.set_num_threads(before)
+    assert engine.counted == {(True, before), (False, before)}
 
 
 def test_a_compiler_that_is_not_installed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
