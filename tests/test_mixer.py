@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+import io
 import itertools
 
 import av
 import numpy as np
 import pytest
 
-from sensevoice_service.mixer import mono_16k
+from sensevoice_service.mixer import GraphMean, Mean, PlanesMean, mono_16k
 from sensevoice_service.types import SAMPLE_RATE_HZ, CorruptAudio
-from tests.audio_files import Samples, voice
+from tests.audio_files import Samples, encode, voice
 
 FRAME_SAMPLES = 1024
 
@@ -80,6 +81,42 @@ def test_every_channel_weighs_the_same(n_channels: int, layout: str) -> None:
     samples = np.random.default_rng(0).uniform(-1, 1, (5000, n_channels)).astype(np.float32)
     output = mixed(frames(samples, SAMPLE_RATE_HZ, layout=layout))
     assert np.allclose(output, samples.mean(axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("n_channels", [1, 2, 6, 7])
+def test_planes_weigh_the_same_too(n_channels: int) -> None:
+    samples = np.random.default_rng(0).uniform(-1, 1, (5000, n_channels)).astype(np.float32)
+    made = []
+    for part in np.array_split(samples, 100):
+        planes = np.ascontiguousarray(part.T)
+        frame = av.AudioFrame.from_ndarray(planes, format="fltp", layout=f"{n_channels}C")
+        frame.sample_rate = SAMPLE_RATE_HZ
+        made.append(frame)
+    blocks = list(mono_16k(iter(made), 0.1))
+    assert [len(block) for block in blocks] == [1600, 1600, 1600, 200]
+    assert np.allclose(np.concatenate(blocks), samples.mean(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize(("codec", "container"), [("mp3", "mp3"), ("aac", "mp4")])
+@pytest.mark.parametrize("n_channels", [1, 2])
+def test_planes_of_decoders_have_the_mean_that_libav_makes_of_them(
+    codec: str, container: str, n_channels: int
+) -> None:
+    data = encode(voice(1.0, 44_100), 44_100, codec, container, n_channels=n_channels)
+    with av.open(io.BytesIO(data)) as media:
+        decoded = list(media.decode(audio=0))
+    first = decoded[0]
+    assert first.format.name == "fltp"
+    means: list[Mean] = [
+        PlanesMean(n_channels),
+        GraphMean(44_100, "fltp", n_channels, first.layout.name, 10_000),
+    ]
+    for mean in means:
+        for frame in decoded:
+            mean.push(frame)
+    ours, libavs = (np.concatenate(list(mean.flush())) for mean in means)
+    assert len(ours) >= 44_100
+    assert np.allclose(ours, libavs, rtol=0, atol=1e-7)
 
 
 def test_opposite_channels_cancel() -> None:
