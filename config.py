@@ -35,7 +35,9 @@ class ConfigError(Exception):
 class Settings(BaseSettings):
     """Every setting, its default and its meaning; the names are those of the environment."""
 
-    model_config = SettingsConfigDict(extra="forbid", case_sensitive=True, frozen=True)
+    model_config = SettingsConfigDict(
+        extra="forbid", case_sensitive=True, frozen=True, allow_inf_nan=False
+    )
 
     HOST: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     PORT: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -224,25 +226,21 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _keys_are_keys(self) -> Settings:
-        """A slip in them must not let everyone in."""
-        given = self.API_KEYS.get_secret_value() or self.API_KEYS_FILE
-        keys = self.api_keys()
-        if given and not keys:
-            raise ValueError("API_KEYS or API_KEYS_FILE is given, but has no key")
-        if not all(_API_KEY.fullmatch(key.get_secret_value()) for key in keys):
-            raise ValueError("keys are made of ASCII letters, digits and marks, without spaces")
+        self.api_keys()
         return self
 
     def api_keys(self) -> tuple[SecretStr, ...]:
-        """Of ``API_KEYS`` and ``API_KEYS_FILE``, which is read anew. Raises ``ValueError``."""
-        keys = _listed(self.API_KEYS.get_secret_value())
-        if self.API_KEYS_FILE:
-            try:
-                lines = Path(self.API_KEYS_FILE).read_text("utf-8-sig").splitlines()
-            except (OSError, UnicodeError):
-                raise ValueError("API_KEYS_FILE cannot be read") from None
-            keys += [key for line in lines if (key := _COMMENT.sub("", line).strip())]
-        return tuple(SecretStr(key) for key in keys)
+        """Of ``API_KEYS`` and ``API_KEYS_FILE``, which is read anew; none where neither is given.
+
+        Raises ``ValueError``: a slip in them must not let everyone in, nor a file that has been
+        emptied since, or is another on the machine that serves.
+        """
+        given = _listed(self.API_KEYS.get_secret_value()) + _keys_in(self.API_KEYS_FILE)
+        if not given and (self.API_KEYS.get_secret_value() or self.API_KEYS_FILE):
+            raise ValueError("API_KEYS or API_KEYS_FILE is given, but has no key")
+        if not all(_API_KEY.fullmatch(key) for key in given):
+            raise ValueError("keys are made of ASCII letters, digits and marks, without spaces")
+        return tuple(SecretStr(key) for key in given)
 
     def cors_origins(self) -> tuple[str, ...]:
         return tuple(_listed(self.CORS_ORIGINS))
@@ -262,6 +260,17 @@ class Settings(BaseSettings):
 
 def _listed(value: str) -> list[str]:
     return [name for part in value.split(",") if (name := part.strip())]
+
+
+def _keys_in(file: str) -> list[str]:
+    """None of no file. Raises ``ValueError``."""
+    if not file:
+        return []
+    try:
+        lines = Path(file).read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeError):
+        raise ValueError("API_KEYS_FILE cannot be read") from None
+    return [key for line in lines if (key := _COMMENT.sub("", line).strip())]
 
 
 def _local_values(path: Path) -> dict[str, Any]:

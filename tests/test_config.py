@@ -125,6 +125,10 @@ def test_an_unknown_name_in_the_local_file_is_told_with_those_that_are_known(
         ("API_KEYS_FILE", "/nonexistent/keys", "no such file"),
         ("API_KEYS_FILE", "/", "no such file"),
         ("TLS_CERTFILE", "/nonexistent/cert.pem", "no such file"),
+        ("SUBTITLE_MAX_SEC", "inf", "finite"),
+        ("DECODE_TIMEOUT_SEC", "inf", "finite"),
+        ("LARGE_FILE_SIZE_MB", "inf", "finite"),
+        ("DRAIN_SEC", "nan", "finite"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_setting_and_what_is_allowed(
@@ -214,6 +218,18 @@ def test_a_file_of_no_keys_does_not_let_everyone_in(tmp_path: Path) -> None:
     assert "has no key" in problem(API_KEYS_FILE=str(path))
     path.write_bytes(b"\xff\xfe\x00")
     assert "API_KEYS_FILE cannot be read" in problem(API_KEYS_FILE=str(path))
+
+
+def test_a_file_of_keys_that_is_emptied_later_does_not_let_everyone_in(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("one\n")
+    settings = load_settings(API_KEYS_FILE=str(path))
+    path.write_text("")
+    with pytest.raises(ValueError, match="has no key"):
+        settings.api_keys()
+    path.write_text("one two\n")
+    with pytest.raises(ValueError, match="without spaces"):
+        settings.api_keys()
 
 
 def test_a_file_of_keys_without_a_name_does_not_let_everyone_in(

@@ -65,7 +65,7 @@ def build_app(services: Services, settings: Settings, lifespan: Lifespan | None 
     ledger = Ledger(settings.LOG_FILENAMES, services.metrics, _paths(routers))
     keys, quota = KeyRing(settings.api_keys()), _quota(settings)
     app = DescribedApp(
-        asks_for_keys=bool(settings.api_keys()),
+        asks_for_keys=bool(keys),
         title="SenseVoice",
         description=_DESCRIPTION,
         version=__version__,
