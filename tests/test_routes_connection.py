@@ -229,6 +229,35 @@ def test_a_client_that_does_not_await_its_answers_is_sent_away() -> None:
     assert received.startswith(b"HTTP/1.1 400 ")
 
 
+def test_what_is_no_request_breaks_off_the_answer_under_way() -> None:
+    has_left = threading.Event()
+
+    async def begin_and_wait(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        has_left.set()
+
+    with serving(begin_and_wait) as port, connect(port) as connection:
+        connection.sendall(GET)
+        received = b""
+        while b"begun" not in received:
+            received += connection.recv(65_536)
+        connection.sendall(GET + b"no request\r\n\r\n")
+        assert has_left.wait(PATIENCE_S)
+        assert read_all(connection) == b""
+
+
+def test_the_request_in_hand_hears_of_a_hang_up_though_others_came_behind_it() -> None:
+    held = Held()
+    with serving(held) as port:
+        with connect(port) as connection:
+            connection.sendall(GET + GET)
+            assert held.has_come.wait(PATIENCE_S)
+        assert held.has_left.wait(PATIENCE_S)
+
+
 @pytest.mark.parametrize("beginning", [b"GET", b"\r\n"])
 def test_what_comes_behind_a_request_has_a_deadline_too(beginning: bytes) -> None:
     with serving(echo, header_timeout_s=DEADLINE_S) as port, connect(port) as connection:

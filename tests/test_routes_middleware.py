@@ -81,8 +81,14 @@ async def test_no_more_is_thrown_away_than_the_limit() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_silent_client_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(middleware, "LONGEST_DRAIN_S", 0.01)
+@pytest.mark.parametrize(
+    ("longest", "headers"),
+    [("LONGEST_DRAIN_S", {}), ("HELD_BACK_DRAIN_S", {"expect": "100-continue"})],
+)
+async def test_a_silent_client_is_not_waited_for_for_ever(
+    longest: str, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, longest, 0.01)
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -92,16 +98,16 @@ async def test_a_silent_client_is_not_waited_for_for_ever(monkeypatch: pytest.Mo
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await OrderlyRefusal(refuse, 3_000)(scope(content_length="9"), receive, send)
+    await OrderlyRefusal(refuse, 3_000)(scope(content_length="9", **headers), receive, send)
     assert sent[-1]["more_body"] is False
 
 
 @pytest.mark.asyncio
-async def test_a_client_that_waits_for_leave_is_not_waited_for() -> None:
-    wire = Wire()
-    app = OrderlyRefusal(refuse, 3_000)
+async def test_a_client_that_sends_without_the_leave_it_asked_for_is_read_too() -> None:
+    wire = Wire(n_messages=5)
+    app = OrderlyRefusal(refuse, 10_000)
     await wire.run(app, content_length="5000", expect="100-continue")
-    assert wire.n_received == 0
+    assert wire.n_received == 5
     assert wire.closes
 
 

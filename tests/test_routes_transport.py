@@ -104,10 +104,14 @@ def test_a_client_that_sends_all_first_can_read_that_it_was_too_much(post: Any) 
     assert place.pipeline.calls == []
 
 
+@pytest.mark.parametrize("expect", [{}, {"Expect": "100-continue"}], ids=["", "unasked"])
 @pytest.mark.parametrize("post", [post_by_http_client, post_by_requests, post_by_httpx])
-def test_a_client_that_sends_all_first_can_read_that_the_service_is_full(post: Any) -> None:
+def test_a_client_that_sends_all_first_can_read_that_the_service_is_full(
+    post: Any, expect: dict[str, str]
+) -> None:
     place = house(MAX_CONCURRENT_REQUESTS=1, MAX_WAITING_REQUESTS=0)
     body, headers = multipart(bytes(8 * MIB))
+    headers |= expect
     with serving(place.app()) as port, Occupied(place, port):
         status, answer = post(port, body, headers)
         assert (status, answer["error"]["code"]) == (503, "overloaded")

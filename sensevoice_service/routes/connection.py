@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from sensevoice_service.logs import FIELDS
 from sensevoice_service.routes.errors import not_http
 from sensevoice_service.routes.headers import header_of
-from sensevoice_service.routes.middleware import LONGEST_DRAIN_S
+from sensevoice_service.routes.middleware import HELD_BACK_DRAIN_S, LONGEST_DRAIN_S
 from sensevoice_service.routes.trace import new_request_id
 
 if TYPE_CHECKING:
@@ -82,13 +82,14 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._idle_bytes = 0  # since the last that were of a body, or ended the headers
         self._unread_bytes: float | None = None  # of who has been turned away
+        self._latest: RequestResponseCycle | None = None  # the last whose answer has been begun
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._await_headers()
 
     def data_received(self, data: bytes) -> None:
-        if self._unread_bytes is not None:
+        if self._is_turned_away:
             self._throw_away(len(data))
             return
         self._idle_bytes += len(data)
@@ -97,11 +98,12 @@ class Connection(HttpToolsProtocol):
             self._end_wait()
         elif self._idle_bytes > MAX_HEADER_BYTES:
             self.send_400_response("Too much that is no body.")
-        elif self._deadline is None and not (self._has_headers and self._is_answering()):
+        elif self._deadline is None and not (self._has_headers and self._in_hand):
             self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_wait()
+        self._tell_of_hang_up()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -122,8 +124,8 @@ class Connection(HttpToolsProtocol):
         self._idle_bytes = 0
         if self.parser.should_upgrade():
             return  # it comes once more: see _Parser
-        if self._unread_bytes is not None:
-            return  # it follows one that was turned away
+        if self._is_turned_away:
+            return  # it follows one that was
         _require_one_meaning(self.parser.get_http_version(), self.headers)
         self._end_wait()
         super().on_headers_complete()
@@ -132,7 +134,7 @@ class Connection(HttpToolsProtocol):
             raise ValueError("more requests than a connection may have waiting")
 
     def on_body(self, body: bytes) -> None:
-        if self._unread_bytes is not None:
+        if self._is_turned_away:
             self._throw_away(len(body))
             return
         self._idle_bytes = 0
@@ -159,18 +161,16 @@ class Connection(HttpToolsProtocol):
 
         For the application, which may be at work on the request, the client has hung up.
         """
-        cycle = self.cycle
-        has_refused = self._unread_bytes is not None
-        if not has_refused and not (self._is_answering() and cycle.response_started):
+        is_answering = self._in_hand is not None and self._in_hand.response_started
+        if not (self._is_turned_away or is_answering):
             request_id = new_request_id()
             _log.info("no request", extra={FIELDS: {"id": request_id, "reason": msg}})
             self._write(not_http(request_id))
         self.transport.close()
-        if self._is_answering():
-            cycle.disconnected = True
-            cycle.message_event.set()
+        self._tell_of_hang_up()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._latest = cycle
         refusal = self.turn_away(cycle.scope)
         if refusal is None:
             is_old = cycle.scope["http_version"] == "1.0"
@@ -186,9 +186,10 @@ class Connection(HttpToolsProtocol):
         self._write(refusal)
         cycle.response_started = cycle.response_complete = True
         self.server_state.total_requests += 1
-        self._unread_bytes = 0 if cycle.waiting_for_100_continue else _length_of(cycle.scope)
+        self._unread_bytes = _length_of(cycle.scope)
         self._end_wait()
-        self._deadline = self.loop.call_later(LONGEST_DRAIN_S, self.transport.abort)
+        longest_s = HELD_BACK_DRAIN_S if cycle.waiting_for_100_continue else LONGEST_DRAIN_S
+        self._deadline = self.loop.call_later(longest_s, self.transport.abort)
         self._throw_away(len(cycle.body))
         self.after_refusal(self.loop)
 
@@ -205,8 +206,20 @@ class Connection(HttpToolsProtocol):
         if self._unread_bytes <= 0:
             self.transport.close()
 
-    def _is_answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+    @property
+    def _is_turned_away(self) -> bool:
+        return self._unread_bytes is not None
+
+    @property
+    def _in_hand(self) -> RequestResponseCycle | None:
+        """What is being answered, where several came together not ``cycle``, the last read."""
+        latest = self._latest
+        return None if latest is None or latest.response_complete else latest
+
+    def _tell_of_hang_up(self) -> None:
+        if (cycle := self._in_hand) is not None:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def _count_head(self, n_bytes: int) -> None:
         self._head_bytes += n_bytes
@@ -223,7 +236,7 @@ class Connection(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._deadline = None
-        if self._is_answering():  # an earlier request, whose answer must not be lost
+        if self._in_hand:  # an earlier request, whose answer must not be lost
             self._await_headers()
         else:
             self.transport.abort()
