@@ -1,8 +1,8 @@
 """``python -m tests.gated_service``: the service, but its model does nothing until it is told to.
 
 A line on stdin tells it: ``load`` lets the model be loaded, ``go`` lets one batch through, in which
-the n-th chunk of a file says ``wn``. It logs ``a batch is in`` for each batch. With the argument
-``deaf`` decoding hangs for ever.
+the n-th chunk of a file says ``wn``, and ``break`` makes all of them fail. It logs ``a batch is
+in`` for each batch. With the argument ``deaf`` decoding hangs for ever.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Orders:
     def __init__(self) -> None:
         self.load = threading.Event()
         self._go = threading.Semaphore(0)
+        self._is_broken = False
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -40,11 +41,15 @@ class Orders:
             if line.strip() == "load":
                 self.load.set()
             else:
+                self._is_broken = line.strip() == "break"
                 self._go.release()
 
     def engine(self, chunks: Sequence[Chunk]) -> list[Hypothesis]:
         _log.info("a batch is in")
-        self._go.acquire()
+        if not self._is_broken:
+            self._go.acquire()
+        if self._is_broken:
+            raise RuntimeError("the device is on fire")
         return recognise(chunks)
 
 

@@ -124,6 +124,20 @@ def test_a_second_signal_ends_it_at_once(pool: ThreadPoolExecutor, second: signa
         assert isinstance(answer.exception(PATIENT_S), httpx.RemoteProtocolError)
 
 
+def test_a_first_signal_costs_no_answer_where_it_stops_by_itself_already() -> None:
+    body, headers = multipart(SHORT)
+    with gated_service() as server:
+        make_ready(server)
+        with begin_upload(server, body, headers) as connection:
+            server.tell("break")
+            assert [post(server).status_code for _ in range(3)] == [500] * 3
+            server.logged("stopping: ")
+            server.process.send_signal(signal.SIGTERM)
+            connection.sendall(body[len(body) // 2 :])
+            assert read_to_end(connection).startswith(b"HTTP/1.1 500 ")
+        assert server.exit_status() == 3
+
+
 def test_an_upload_under_way_is_received_and_answered() -> None:
     body, headers = multipart(SHORT)
     with gated_service() as server:

@@ -71,6 +71,7 @@ class Server(uvicorn.Server):
         self._admission = admission
         self._grace = grace
         self._clock = clock
+        self._is_signalled = False
         self._stop_s: float | None = None
         self._listen_until_s = math.inf
         self._deadline: asyncio.TimerHandle | None = None
@@ -100,9 +101,11 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._stop_s is not None:
+        if self._is_signalled:
             os._exit(SIGNALLED + sig)
-        self._begin_stop(drain_s=0.0 if sig == signal.SIGINT else self._grace.drain_s)
+        self._is_signalled = True
+        if self._stop_s is None:  # or else it stops already, since the service cannot go on
+            self._begin_stop(drain_s=0.0 if sig == signal.SIGINT else self._grace.drain_s)
 
     def _begin_stop(self, drain_s: float) -> None:
         self._stop_s = self._clock()
