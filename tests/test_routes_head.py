@@ -33,6 +33,15 @@ def test_head_is_no_more_than_get() -> None:
     assert client.head("/transcribe").status_code == 405
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"), [("/health", {"GET", "HEAD"}), ("/transcribe", {"POST"})]
+)
+def test_who_takes_a_wrong_method_is_told_of_head_too(path: str, allowed: set[str]) -> None:
+    answer = TestClient(house().app()).delete(path)
+    assert answer.status_code == 405
+    assert set(answer.headers["allow"].split(", ")) == allowed
+
+
 def test_routes_of_head_are_not_documented() -> None:
     paths = TestClient(house().app()).get("/openapi.json").json()["paths"]
     assert not [path for path, operations in paths.items() if "head" in operations]

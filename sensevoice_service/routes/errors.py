@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
+from sensevoice_service.routes.head import allow_head
 from sensevoice_service.routes.paths import OPENAI, is_for
 from sensevoice_service.routes.security import OF_DATA
 from sensevoice_service.routes.trace import trace_of
@@ -144,7 +145,9 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     trace_of(request.scope).outcome = code
     message = messages.get(error.status_code, str(error.detail))
-    return _respond(request.scope, error.status_code, code, message, headers=error.headers)
+    return _respond(
+        request.scope, error.status_code, code, message, headers=allow_head(error.headers)
+    )
 
 
 async def _on_invalid_parameters(request: Request, error: Exception) -> Response:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
@@ -12,3 +14,9 @@ def answer_head(router: APIRouter) -> None:
         if isinstance(route, APIRoute) and route.methods == {"GET"}:
             path = route.path.removeprefix(router.prefix)
             router.add_api_route(path, route.endpoint, methods=["HEAD"], include_in_schema=False)
+
+
+def allow_head(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Those of a 405, which FastAPI takes from the first route of the path alone."""
+    headers = dict(headers or {})
+    return {**headers, "Allow": "GET, HEAD"} if headers.get("Allow") == "GET" else headers
