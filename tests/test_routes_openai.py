@@ -175,6 +175,7 @@ def test_words_to_expect_come_from_all_fields_that_may_have_them() -> None:
         ("ZyntriQix, Digique Plus, B.R.I.C.K.", ("ZyntriQix", "Digique Plus", "B.R.I.C.K.")),
         ("通义、杭州；西湖", ("通义", "杭州", "西湖")),
         ("one\ntwo\n\none", ("one", "two")),
+        ("a\ud800b, c\x00, \udfff, d", ("ab", "c", "d")),
         ("So, I went there, and this is what I have found.", ()),
         ("Well, how are you?", ()),
         ("Hello, world.", ()),
