@@ -97,7 +97,7 @@ def _modelscope_snapshots(repo_id: str) -> Iterator[Path]:
     root = root.expanduser()
     owner, name = repo_id.split("/", 1)
     snapshots = root / "models" / f"{owner}--{name}" / "snapshots"
-    revisions = sorted(_entries(snapshots), key=lambda path: (path.name != "master", path.name))
+    revisions = sorted(entries(snapshots), key=lambda path: (path.name != "master", path.name))
     older = [
         base / owner / folder
         for base in (root / "models", root / "hub" / "models", root, root / "hub")
@@ -106,7 +106,7 @@ def _modelscope_snapshots(repo_id: str) -> Iterator[Path]:
     return (path for path in (*revisions, *older) if os.path.isdir(path))
 
 
-def _entries(folder: Path) -> list[Path]:
+def entries(folder: Path) -> list[Path]:
     """None of a folder that is not there, or is somebody else's."""
     try:
         return list(folder.iterdir())

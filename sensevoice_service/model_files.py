@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
@@ -25,7 +26,7 @@ class ModelFiles:
     checkpoint: Path
 
     def all_there(self) -> bool:
-        return all(path.is_file() for path in astuple(self))
+        return all(map(os.path.isfile, astuple(self)))  # Path.is_file raises where it may not look
 
 
 def locate(folder: Path) -> tuple[ModelFiles, list[str]]:
@@ -53,7 +54,7 @@ def locate(folder: Path) -> tuple[ModelFiles, list[str]]:
 
 def _file_path_metas(folder: Path) -> tuple[dict[str, Any], list[str]]:
     path = folder / "configuration.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         return {}, []
     try:
         content = json.loads(path.read_text("utf-8"))
@@ -84,19 +85,23 @@ def file_problems(files: ModelFiles, *, hashed_size_bytes: int) -> list[str]:
 
     A checkpoint of ``hashed_size_bytes`` is not looked into, because its hash will be compared.
     """
-    absent = [_absence(path) for path in astuple(files)]
-    problems = [problem for problem in absent if problem]
-    if not _absence(files.config_yaml):
+    faults = [_fault(path) for path in astuple(files)]
+    problems = [fault for fault in faults if fault]
+    if not _fault(files.config_yaml):
         problems += _config_problems(files.config_yaml)
-    if not _absence(files.checkpoint):
+    if not _fault(files.checkpoint):
         problems += _checkpoint_problems(files.checkpoint, hashed_size_bytes)
     return problems
 
 
-def _absence(path: Path) -> str | None:
-    if not path.is_file():
+def _fault(path: Path) -> str | None:
+    if not os.path.isfile(path):
         return f"{path.name} is missing"
-    return None if path.stat().st_size else f"{path.name} is empty"
+    try:
+        with path.open("rb") as file:
+            return None if file.read(1) else f"{path.name} is empty"
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror}"
 
 
 def _config_problems(path: Path) -> Iterator[str]:

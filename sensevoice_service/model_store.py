@@ -90,7 +90,7 @@ def resolve_model(
         return _bundled(search)
     for base in (Path.cwd(), root):
         path = base / Path(model).expanduser()
-        if path.exists():
+        if os.path.exists(path):  # Path.exists raises where it may not look
             return _local(search, path)
     if not _HUB_ID.fullmatch(model):
         raise ModelError(f"MODEL={model}: there is no such folder. {_WAYS}")
@@ -116,7 +116,7 @@ def download(
     if to is None:
         return _from_hub(search, model_id)
     cached, damaged = _usable(search, [to], _name_of(model_id))
-    return cached or _download(search, model_id, to=to, again=damaged)
+    return cached or _download(search, _id_on(hub, model_id), to=to, again=damaged)
 
 
 def verify_published(
@@ -151,9 +151,9 @@ def open_folder(
 ) -> ModelFolder:
     """Check that a folder is complete and whole; ``ModelError`` lists all that is wrong."""
     path = Path(os.path.abspath(path))
-    if path.is_file():
+    if os.path.isfile(path):
         raise ModelError(f"{path} is a file: set MODEL to the folder that it is in.")
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ModelError(f"{path}: there is no such folder. {_WAYS}")
     files, problems = locate(path)
     problems += file_problems(files, hashed_size_bytes=published.checkpoint.size_bytes)
@@ -175,7 +175,7 @@ def open_folder(
 def _auto(search: _Search) -> ModelFolder:
     for base in dict.fromkeys((search.root, Path.cwd())):
         path = base / PUBLISHED_IDS["ms"]
-        if path.is_dir() and any(path.iterdir()):
+        if hubs.entries(path):
             return _local(search, path)
     try:
         return _from_hub(search, PUBLISHED_IDS[search.hub])
@@ -213,11 +213,16 @@ def _name_of(model_id: str) -> str:
     return PUBLISHED_NAME if model_id in PUBLISHED_IDS.values() else model_id
 
 
+def _id_on(hub: Hub, model_id: str) -> str:
+    """The published model is known by either of its ids."""
+    return PUBLISHED_IDS[hub] if model_id in PUBLISHED_IDS.values() else model_id
+
+
 def _from_hub(search: _Search, model_id: str) -> ModelFolder:
     """The published model may lie in either hub's cache, the chosen one's first."""
-    ids: dict[Hub, str] = {search.hub: model_id}
+    ids: dict[Hub, str] = {search.hub: _id_on(search.hub, model_id)}
     if model_id in PUBLISHED_IDS.values():
-        ids = {search.hub: PUBLISHED_IDS[search.hub], **PUBLISHED_IDS}
+        ids |= PUBLISHED_IDS
     snapshots = [path for hub, repo in ids.items() for path in hubs.cached_snapshots(hub, repo)]
     cached, damaged = _usable(search, snapshots, _name_of(model_id))
     return cached or _download(search, ids[search.hub], to=None, again=damaged)

@@ -8,6 +8,7 @@ import pytest
 from sensevoice_service import containers
 from sensevoice_service.cli import files
 from sensevoice_service.cli.files import Task, UsageError, find_audio, plan, write_whole
+from tests.forbidden import forbidden
 
 A_SECOND_NS = 10**9
 
@@ -47,6 +48,13 @@ def test_a_file_given_twice_is_taken_once(tmp_path: Path, monkeypatch: pytest.Mo
     make(tmp_path / "a.wav")
     monkeypatch.chdir(tmp_path)
     assert len(find_audio([Path("a.wav"), Path(), tmp_path / "a.wav"])) == 1
+
+
+def test_what_may_not_be_looked_into_is_wrong_usage(tmp_path: Path) -> None:
+    make(tmp_path / "secret" / "a.wav")
+    for path in (tmp_path / "secret" / "a.wav", tmp_path / "secret"):
+        with forbidden(tmp_path / "secret"), pytest.raises(UsageError, match="secret"):
+            find_audio([path])
 
 
 @pytest.mark.parametrize("kind", ["missing", "pipe"])

@@ -17,6 +17,7 @@ from sensevoice_service.cli.form import PIECE_BYTES
 from sensevoice_service.cli.jobs import FileFailed
 from sensevoice_service.cli.remote import Patience, RemoteRecogniser, Server, transcript_of
 from sensevoice_service.formats import FileOutcome, file_body, model_body
+from sensevoice_service.subtitles import SubtitleRules
 from sensevoice_service.types import (
     DecodeOptions,
     ModelError,
@@ -29,6 +30,7 @@ from sensevoice_service.types import (
 from tests.http_service import MODEL, house, serving, transcript
 
 ENGLISH = DecodeOptions(language="en", use_itn=False)
+RULES = SubtitleRules(max_lines=1)
 
 
 def server_at(port: int, path: str = "") -> Server:
@@ -57,7 +59,7 @@ class Waits:
 def recogniser(app: FastAPI, waits: Waits | None = None) -> Iterator[RemoteRecogniser]:
     with serving(app) as port:
         yield RemoteRecogniser(
-            server_at(port), ENGLISH, Patience(max_tries=3), sleep=waits or Waits()
+            server_at(port), ENGLISH, RULES, Patience(max_tries=3), sleep=waits or Waits()
         )
 
 
@@ -79,7 +81,7 @@ def test_a_file_is_sent_with_its_name_and_options_and_its_transcript_comes_back(
     parts = house()
     with recogniser(parts.app()) as hear:
         found = hear(audio(tmp_path, b"good morning", 'so "called" 早.wav'))
-    assert found == Heard(transcript("good morning", "en"), model_body(MODEL))
+    assert found == Heard(transcript("good morning", "en"), model_body(MODEL), RULES)
     [(name, options)] = parts.pipeline.calls
     assert name == "so %22called%22 早.wav"
     assert options == ENGLISH
@@ -89,11 +91,11 @@ def test_a_service_with_keys_is_opened_by_the_key(tmp_path: Path) -> None:
     path = audio(tmp_path, b"good morning")
     with serving(house(API_KEYS="one,two").app()) as port:
         url = f"http://127.0.0.1:{port}"
-        opened = RemoteRecogniser(Server.at(url, "two"), ENGLISH)
+        opened = RemoteRecogniser(Server.at(url, "two"), ENGLISH, RULES)
         assert opened(path).transcript.text == "good morning"
         for key in ("", "three"):
             with pytest.raises(FileFailed, match="API key"):
-                RemoteRecogniser(Server.at(url, key), ENGLISH)(path)
+                RemoteRecogniser(Server.at(url, key), ENGLISH, RULES)(path)
 
 
 @pytest.mark.parametrize("key", ["ключ", "a\nb", "a\r\nX-Other: b"])
@@ -184,7 +186,7 @@ def test_without_a_time_in_seconds_the_waits_double(advice: str, tmp_path: Path)
 def test_a_connection_that_breaks_is_tried_again(tmp_path: Path) -> None:
     waits = Waits()
     with serving(house().app()) as port:
-        hear = RemoteRecogniser(server_at(port), ENGLISH, Patience(max_tries=2), waits)
+        hear = RemoteRecogniser(server_at(port), ENGLISH, RULES, Patience(max_tries=2), waits)
     with pytest.raises(FileFailed, match=r"connection .* after 2 tries"):
         hear(audio(tmp_path, b"morning"))
     assert waits.waits_s == [1.0]
@@ -194,7 +196,7 @@ def test_where_nothing_answers_there_is_no_model() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(ModelError, match=f"no service at 127.0.0.1:{port}"):
-        RemoteRecogniser(server_at(port), ENGLISH)
+        RemoteRecogniser(server_at(port), ENGLISH, RULES)
 
 
 def test_another_kind_of_server_is_told_from_a_service(tmp_path: Path) -> None:
@@ -211,7 +213,7 @@ def test_the_service_may_lie_under_a_path(tmp_path: Path) -> None:
     outer = FastAPI()
     outer.mount("/speech", house().app())
     with serving(outer) as port:
-        hear = RemoteRecogniser(server_at(port, "/speech/"), ENGLISH)
+        hear = RemoteRecogniser(server_at(port, "/speech/"), ENGLISH, RULES)
         assert hear(audio(tmp_path, b"morning")).transcript.text == "morning"
 
 

@@ -195,6 +195,14 @@ def test_subtitles_are_made_of_what_the_service_answers(form: str, words: Path, 
     assert cues(path.with_suffix(f".{form}").read_text()) == [(0.0, 0.8, "morning")]
 
 
+def test_subtitles_follow_the_settings_whoever_hears_the_file(
+    words: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBTITLE_MIN_SEC", "1.2")
+    assert main(["transcribe", str(words / "a.wav"), "--server", url, "--format", "srt"]) == 0
+    assert cues((words / "a.srt").read_text()) == [(0.0, 1.2, "morning")]
+
+
 def test_what_is_done_is_done_again_only_on_demand(words: Path, url: str, parts: House) -> None:
     (words / "b.wav").unlink()
     arguments = ["transcribe", str(words), "--server", url]
@@ -263,6 +271,7 @@ def test_without_a_service_the_exit_status_is_3(
     ("arguments", "reason"),
     [
         (["nowhere.wav"], "nowhere.wav"),
+        (["n" * 300], "no such file"),
         (["empty"], "no audio files in empty"),
         (["words", "--out", "-"], "--out - takes a single file"),
         (["words", "--out", "words/a.wav"], "no folder"),

@@ -15,7 +15,7 @@ import pytest
 from bench.make_model import make_model
 from sensevoice_service.hub import Hub
 from sensevoice_service.model_store import download, resolve_model
-from sensevoice_service.published import Published
+from sensevoice_service.published import PUBLISHED_IDS, Published
 from sensevoice_service.types import ModelError
 from tests.fake_hub import FakeHub
 from tests.model_folders import ignore, publish
@@ -112,6 +112,16 @@ def test_a_download_goes_into_the_folder_that_it_is_given(
     second = download(hub, to=there, report=ignore, published=published)
     assert second.path == there
     assert fake_hub.sent == []
+
+
+@hubs
+@pytest.mark.parametrize("of", ["ms", "hf"])
+def test_either_id_of_the_published_model_is_downloaded_into_a_folder(
+    hub: Hub, of: Hub, fake_hub: FakeHub, published: Published, tmp_path: Path
+) -> None:
+    model_id, there = PUBLISHED_IDS[of], tmp_path / "there"
+    folder = download(hub, model_id=model_id, to=there, report=ignore, published=published)
+    assert (folder.path, folder.name) == (there, "SenseVoiceSmall")
 
 
 @hubs

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sensevoice_service.model_files import file_problems, locate
+from tests.forbidden import forbidden
 
 
 @pytest.fixture
@@ -38,6 +39,12 @@ def test_a_missing_or_empty_part_is_named(folder: Path, name: str) -> None:
     assert problems(folder) == [f"{name} is empty"]
     (folder / name).unlink()
     assert problems(folder) == [f"{name} is missing"]
+
+
+def test_a_part_that_may_not_be_read_is_named(folder: Path) -> None:
+    files, _ = locate(folder)
+    with forbidden(files.checkpoint):
+        assert problems(folder) == ["model.pt cannot be read: Permission denied"]
 
 
 def test_a_missing_tokenizer_is_named_as_published(folder: Path) -> None:

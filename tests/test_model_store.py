@@ -14,6 +14,7 @@ from sensevoice_service.hub import Hub
 from sensevoice_service.model_store import ModelFolder, download, resolve_model
 from sensevoice_service.published import Published
 from sensevoice_service.types import ModelError
+from tests.forbidden import forbidden
 from tests.model_folders import ignore, publish
 
 hubs = pytest.mark.parametrize("hub", ["ms", "hf"])
@@ -229,6 +230,25 @@ def test_a_folder_that_is_not_there_never_falls_back(
         resolve_model(setting, "ms", root=root, report=ignore)
     for way in ("python -m sensevoice_service download", "MODEL=demo", "MODEL=auto", "MODEL=<a f"):
         assert way in str(error.value)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_a_model_that_cannot_be_had(
+    root: Path, model: Path, tmp_path: Path, no_network: None
+) -> None:
+    path = Path(shutil.copytree(model, tmp_path / "secret" / "model"))
+    for folder in (path, path.parent):
+        with forbidden(folder), pytest.raises(ModelError, match="model"):
+            resolve_model(str(path), "ms", root=root, report=ignore)
+
+
+@pytest.mark.parametrize("hub", ["ms", "hf"])
+def test_auto_passes_over_a_cache_that_may_not_be_looked_into(
+    hub: Hub, root: Path, model: Path, published: Published, tmp_path: Path
+) -> None:
+    snapshot = put_in_cache(model, hub, tmp_path)
+    with forbidden(snapshot):
+        folder = resolve_model("auto", hub, root=root, report=ignore, published=published)
+    assert folder.is_demo
 
 
 def test_a_broken_folder_never_falls_back(root: Path, model: Path, no_network: None) -> None:

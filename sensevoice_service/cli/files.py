@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 
 # The names under which each demuxer's files go. A file that is named itself may have any name,
 # since files are recognised by their content.
@@ -75,12 +76,12 @@ def find_audio(given: Sequence[Path]) -> list[AudioFile]:
     """
     found: dict[str, AudioFile] = {}
     for path in given:
-        if path.is_dir():
+        if os.path.isdir(path):  # Path.is_dir raises where it may not look
             files = list(_walk(path))
         elif (file := _audio_file(path, Path(path.name))) is not None:
             files = [file]
         else:
-            raise UsageError(f"{path}: there is no such file or folder")
+            raise UsageError(f"{path}: there is no such file or folder that may be looked into")
         for file in files:
             found.setdefault(os.path.abspath(file.path), file)
     return list(found.values())
@@ -151,7 +152,8 @@ def _stems(folder: Path) -> Counter[str]:
 
 
 def _has_namesake(file: AudioFile, stems: Mapping[Path, Counter[str]]) -> bool:
-    return stems[file.path.parent][_without_suffix(file.path)] > _is_audio(file.path)
+    n_of_this_name = stems[file.path.parent][_without_suffix(file.path)]
+    return n_of_this_name > (1 if _is_audio(file.path) else 0)
 
 
 def _is_looked_for(path: Path) -> bool:
@@ -173,9 +175,12 @@ def legible(name: str) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """All of the text is there under this name, or nothing new is. Raises ``OSError``."""
+    """All of the text is there under this name, or nothing new is. Raises ``OSError``.
+
+    Processes of many machines may write into one folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{os.getpid()}.part")  # short: the name itself may just fit
+    unfinished = path.with_name(f".{token_hex(8)}.part")  # short: the name itself may just fit
     try:
         unfinished.write_text(text, encoding="utf-8")
         os.replace(unfinished, path)

@@ -17,6 +17,7 @@ from sensevoice_service.cli.bodies import Heard
 from sensevoice_service.cli.files import UsageError
 from sensevoice_service.cli.form import Form
 from sensevoice_service.cli.jobs import FileFailed
+from sensevoice_service.subtitles import SubtitleRules
 from sensevoice_service.types import (
     DecodeOptions,
     ModelError,
@@ -151,6 +152,7 @@ class RemoteRecogniser:
         self,
         server: Server,
         options: DecodeOptions,
+        rules: SubtitleRules,
         patience: Patience | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -162,6 +164,7 @@ class RemoteRecogniser:
             "hotwords": "\n".join(options.hotwords),
             "timestamps": "word",
         }
+        self._rules = rules
         self._patience = patience or Patience()
         self._sleep = sleep
         self.n_jobs = N_JOBS
@@ -195,7 +198,8 @@ class RemoteRecogniser:
         if answer.status != 200:
             raise FileFailed(_reason(answer))
         try:
-            return _heard(answer.json())
+            body = answer.json()
+            return Heard(transcript_of(body["details"][0]), body["model"], self._rules)
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise FileFailed("the answer of the server is no transcript") from error
 
@@ -210,10 +214,6 @@ def _error(answer: Answer) -> dict[str, Any]:
     body = answer.json()
     error = body.get("error") if isinstance(body, dict) else None
     return error if isinstance(error, dict) else {}
-
-
-def _heard(body: Any) -> Heard:
-    return Heard(transcript_of(body["details"][0]), body["model"])
 
 
 def transcript_of(detail: Any) -> Transcript:

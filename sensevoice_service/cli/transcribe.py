@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from config import load_settings
 from sensevoice_service.cli.bodies import FORMATS, Heard, render
 from sensevoice_service.cli.files import (
     AUDIO_SUFFIXES,
@@ -20,6 +21,7 @@ from sensevoice_service.cli.files import (
 )
 from sensevoice_service.cli.jobs import Outcome, run_jobs
 from sensevoice_service.cli.progress import Progress, Workload
+from sensevoice_service.subtitles import SubtitleRules
 from sensevoice_service.types import LANGUAGES, DecodeOptions
 from sensevoice_service.wishes import MAX_HOTWORDS, hotwords_of, languages_of
 
@@ -145,7 +147,7 @@ def find_tasks(paths: Sequence[Path], form: str, out: str | None) -> list[Task]:
         if len(files) > 1:
             raise UsageError(f"--out - takes a single file, and there are {len(files)}")
         return [Task(files[0], None)]
-    if out is not None and Path(out).exists() and not Path(out).is_dir():
+    if out is not None and os.path.exists(out) and not os.path.isdir(out):
         raise UsageError(f"--out {out}: it is no folder")
     return plan(files, form, None if out is None else Path(out))
 
@@ -153,16 +155,15 @@ def find_tasks(paths: Sequence[Path], form: str, out: str | None) -> list[Task]:
 def _recogniser(options: argparse.Namespace) -> Recogniser:
     language, among = options.lang
     wanted = DecodeOptions(language, not options.no_itn, among, options.hotwords)
+    settings = load_settings()
     if options.server is not None:
         from sensevoice_service.cli.remote import RemoteRecogniser, Server
 
         server = Server.at(options.server, os.environ.get(API_KEY_VARIABLE, ""))
-        return RemoteRecogniser(server, wanted)
-    from config import load_settings
+        return RemoteRecogniser(server, wanted, SubtitleRules.of(settings))
     from sensevoice_service.cli.local import LocalRecogniser
     from sensevoice_service.logs import configure_logging
 
-    settings = load_settings()
     configure_logging("WARNING", settings.LOG_FORMAT)
     return LocalRecogniser(settings, wanted)
 
