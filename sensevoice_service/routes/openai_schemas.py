@@ -201,7 +201,7 @@ TRANSCRIBED: dict[int | str, dict[str, Any]] = {
             ),
             "text/event-stream": _plain(
                 "With `stream=true`. The deltas put together are the text of the last event. What"
-                " fails after the first event ends the stream with the body of an error, whose"
+                " fails after that has begun ends the stream with the body of an error, whose"
                 " `type` is `error`. Comments in between keep the connection open.",
                 _STREAM,
             ),

@@ -71,7 +71,8 @@ def make_router(services: Services, limits: FormLimits, rules: SubtitleRules) ->
 
         With `stream=true` the answer is a stream of server-sent events: `progress` of each file as
         its audio is recognised, then `done` with the body that the answer would have had, or
-        `error`. What fails before the first event is answered with its own status.
+        `error`. What fails before the answer begins, with its first event or after 15 s without
+        one, is answered with its own status.
         """
         # The form is no parameter of this function: it would be received before there is a slot.
         model = ready_model(services.state)
