@@ -98,7 +98,7 @@ class OpenModel:
 def open_model(folder: ModelFolder, options: EngineOptions) -> OpenModel:
     """Load a model, not warm yet. Raises ``ModelError``.
 
-    Sets torch's threads for the whole process, since features are torch's on every engine.
+    Sets torch's threads for the whole process, since all engines but the one in C use them.
     """
     devices = [choose_device(name) for name in options.device.split(",")]
     n_workers, threads = share_cores(options, devices[0], len(devices))

@@ -122,7 +122,8 @@ class Cubin:
 def compile_kernel(shape: KernelShape, capability: tuple[int, int]) -> Cubin:
     """For GPUs of a compute capability such as ``(9, 0)``; raises what Triton does.
 
-    All pointers have to be aligned to 16 bytes.
+    All pointers have to be aligned to 16 bytes. Raises ``ValueError`` for a kernel that wants
+    scratch memory, of which its launches give it none: the device would be broken for all.
     """
     types = shape.signature()
     pointers = [index for index, type_name in enumerate(types.values()) if type_name[0] == "*"]
@@ -134,6 +135,8 @@ def compile_kernel(shape: KernelShape, capability: tuple[int, int]) -> Cubin:
     )
     target = GPUTarget("cuda", capability[0] * 10 + capability[1], THREADS_A_WARP)
     compiled = triton.compile(source, target=target, options={"num_warps": N_WARPS})
+    if compiled.metadata.global_scratch_size or compiled.metadata.profile_scratch_size:
+        raise ValueError("the kernel wants scratch memory")
     return Cubin(
         code=compiled.asm["cubin"],
         name=compiled.metadata.name,

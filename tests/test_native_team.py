@@ -40,12 +40,16 @@ def target(request: pytest.FixtureRequest) -> Target:
     return target
 
 
-@pytest.fixture(scope="module")
-def engine(target: Target, demo: Model) -> NativeEngine:
+def make_engine(target: Target, demo: Model, n_cores: int) -> NativeEngine:
     torch.manual_seed(0)
     model = SenseVoice(DEEP).eval()
-    threads = Threads(narrow=1, wide=ALL_CORES)
+    threads = Threads(narrow=1, wide=n_cores)
     return NativeEngine(model, demo.engine.frontend, threads, native_library(target))
+
+
+@pytest.fixture(scope="module")
+def engine(target: Target, demo: Model) -> NativeEngine:
+    return make_engine(target, demo, ALL_CORES)
 
 
 @pytest.fixture
@@ -173,9 +177,17 @@ def test_a_follower_may_be_the_sooner_through_the_front_end(
     assert is_seen(happens)
 
 
+@pytest.mark.parametrize("n_cores", [ALL_CORES, 4], ids=["to one", "to two"])
 def test_a_team_that_changes_gives_the_bits_that_one_thread_gives(
-    engine: NativeEngine, long: FeatureBatch, short: FeatureBatch, callers: ThreadPoolExecutor
+    target: Target,
+    demo: Model,
+    n_cores: int,
+    long: FeatureBatch,
+    short: FeatureBatch,
+    callers: ThreadPoolExecutor,
 ) -> None:
+    """A second call leaves it a half of the cores, rounded down."""
+    engine = make_engine(target, demo, n_cores)
     followed = replace(long, has_followers=True)
     (wanted,) = engine.infer(followed)
     (other,) = engine.infer(replace(short, has_followers=True))

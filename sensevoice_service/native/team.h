@@ -196,10 +196,13 @@ static void resize(const Member *member, int next_block) {
 static void regroup(Member *member, int next_block) {
     Team *team = member->team;
     if (!arrive(team)) return;
+    const int n_before = team->n_members;
     resize(member, next_block);
+    const int n_after = team->n_members; /* the others may change it once they go: see below */
     let_go(team);
-    /* New ones begin now: earlier they would take this meeting for their next. */
-    for (int rank = 1; rank < team->n_members; rank++)
+    /* New ones begin now: earlier they would take this meeting for their next. Where there are new
+     * ones, the others cannot meet again without them; where this one has been sent away, they can. */
+    for (int rank = n_before; rank < n_after; rank++)
         atomic_store(&team->members[rank].standing, INSIDE);
 }
 
