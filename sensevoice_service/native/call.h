@@ -41,6 +41,10 @@ struct Call {
 
 static inline int padded(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
+static inline int smaller(int a, int b) { return a < b ? a : b; }
+
+static inline int larger(int a, int b) { return a > b ? a : b; }
+
 static inline int head_size_of(const Network *network) { return network->size / network->n_heads; }
 
 /* Heads have room for whole tiles: behind their own values there are zeros. */

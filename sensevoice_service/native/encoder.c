@@ -23,11 +23,11 @@
 
 /* ---- products ---- */
 
-/* Of 32 rows, from a step along the sum on. Meanwhile the next panel is called ahead, a share of it
+/* Of 32 rows, some steps along the sum. Meanwhile the next panel is called ahead, a share of it
  * for each block of rows. */
-static Operands operands(const Call *call, const Linear *layer, int panel, int row, int step) {
+static Operands operands(const Call *call, const Linear *layer, int panel, int row, int step,
+                         int n_steps) {
     const int n_all = layer->n_in / STEP_VALUES;
-    const int n_steps = n_all - step < MOST_STEPS ? n_all - step : MOST_STEPS;
     const size_t row_tile_bytes = (size_t)n_all * STEP_BYTES, panel_bytes = 2 * row_tile_bytes;
     const char *rows = (const char *)call->input.tiles + row / TILE_ROWS * row_tile_bytes;
     const char *weights = (const char *)layer->panels + panel * panel_bytes + 2 * step * STEP_BYTES;
@@ -46,21 +46,30 @@ static Operands operands(const Call *call, const Linear *layer, int panel, int r
     };
 }
 
+static void multiply_panel(const Call *call, const Linear *layer, int panel, int step, int end) {
+    const int most = call->n_rows > 32 ? PANEL_STEPS : ALL_STEPS;
+    for (; step < end; step += most)
+        for (int row = 0; row < call->n_rows; row += 32)
+            product_linear(operands(call, layer, panel, row, step, smaller(most, end - step)),
+                           sums_of(call, panel, row));
+}
+
 static void multiply(Member *member, const Linear *layer) {
-    for (int step = 0; step < layer->n_in / STEP_VALUES; step += MOST_STEPS) {
+    const int n_steps = layer->n_in / STEP_VALUES;
+    for (int step = 0; step < n_steps; step += MOST_STEPS) {
         Items panels = items_of(member, layer->n_out / PANEL_COLUMNS);
         for (int panel; (panel = take_item(&panels)) >= 0;)
-            for (int row = 0; row < member->call->n_rows; row += 32)
-                product_linear(operands(member->call, layer, panel, row, step),
-                               sums_of(member->call, panel, row));
+            multiply_panel(member->call, layer, panel, step, smaller(step + MOST_STEPS, n_steps));
         wait_for_all(member);
     }
 }
 
 /* One block of it, to a place of its own. */
 static void multiply_block(const Call *call, const Linear *layer, int panel, int row, Sum *out) {
-    for (int step = 0; step < layer->n_in / STEP_VALUES; step += MOST_STEPS)
-        product_linear(operands(call, layer, panel, row, step), out);
+    const int n_steps = layer->n_in / STEP_VALUES;
+    for (int step = 0; step < n_steps; step += MOST_STEPS)
+        product_linear(
+            operands(call, layer, panel, row, step, smaller(MOST_STEPS, n_steps - step)), out);
 }
 
 /* What a row of the last product stands for. */
@@ -336,17 +345,20 @@ static void run(Member *member) {
 
 /* ---- a call's memory ---- */
 
-static void *take(char **memory, size_t n_bytes) {
-    char *taken = *memory;
-    *memory += (n_bytes + 63) / 64 * 64;
+typedef struct {
+    char *start; /* NULL: it is only counted */
+    size_t n_bytes;
+} Memory;
+
+static void *take(Memory *memory, size_t n_bytes) {
+    char *taken = memory->start ? memory->start + memory->n_bytes : NULL;
+    memory->n_bytes += (n_bytes + 63) / 64 * 64;
     return taken;
 }
 
-static int larger(int a, int b) { return a > b ? a : b; }
-
 /* Takes all that a call needs, and says how many bytes that is. */
-static size_t lay_out(Call *call, char *memory) {
-    char *const start = memory;
+static size_t lay_out(Call *call, char *start) {
+    Memory memory = {.start = start};
     const Network *network = call->network;
     const size_t rows = padded(call->n_rows, TILE_ROWS), size = network->size;
     const size_t members = call->team.cores->n_all, keys = (size_t)call->n_keys * network->n_heads;
@@ -375,7 +387,7 @@ static size_t lay_out(Call *call, char *memory) {
     call->shares = take(&memory, sizeof(Half) * in_scores * PARTS);
     call->best = take(&memory, sizeof(float) * members * rows);
     call->best_ids = take(&memory, sizeof(int32_t) * members * rows);
-    return (size_t)(memory - start);
+    return memory.n_bytes;
 }
 
 int sensevoice_begin(void) { return tiles_permitted(); }

@@ -2,8 +2,6 @@
 #ifndef SENSEVOICE_LINEAR_HALVES_H
 #define SENSEVOICE_LINEAR_HALVES_H
 
-#include <limits.h>
-
 #include "call.h"
 #include "halves.h"
 
@@ -11,7 +9,7 @@ _Static_assert(!HALVES_ARE_WHOLE, "linear layers are in bf16, not in whole numbe
 
 /* Of a sum in pieces of so many steps the rows of a whole chunk have room in the second cache. */
 enum {
-    MOST_STEPS = PARTS > 1 ? 16 : INT_MAX,
+    MOST_STEPS = PARTS > 1 ? 16 : ALL_STEPS,
     STEP_VALUES = HALF_STEP,
     STEP_BYTES = PARTS * TILE_BYTES
 };

@@ -2,12 +2,11 @@
 #ifndef SENSEVOICE_LINEAR_INT8_H
 #define SENSEVOICE_LINEAR_INT8_H
 
-#include <limits.h>
 #include <math.h>
 
 #include "call.h"
 
-enum { MOST_STEPS = INT_MAX, STEP_VALUES = INT8_STEP, STEP_BYTES = TILE_BYTES };
+enum { MOST_STEPS = ALL_STEPS, STEP_VALUES = INT8_STEP, STEP_BYTES = TILE_BYTES };
 
 static inline void product_linear(Operands in, Sum *out) { product_int8(in, out, PANEL_COLUMNS); }
 

@@ -32,6 +32,7 @@ enum { PAIRS_OF_PARTS = PARTS == 1 ? 1 : 6 }; /* of which a product is made */
 
 enum { TILE_BYTES = 1024, TILE_ROWS = 16, PANEL_COLUMNS = 32, INT8_STEP = 64, HALF_STEP = 32 };
 enum { LINE_BYTES = 64, NEIGHBOUR_BYTES = 4 }; /* of a row of a tile, and of its neighbours */
+enum { ALL_STEPS = 1 << 20 }; /* along a sum, of any layer */
 enum { SUM_PADDING = 64 }; /* inputs of a layer are as many, or a multiple, with zeros */
 
 INLINE float widened(uint16_t bf16) {
@@ -48,7 +49,7 @@ typedef struct {
     ptrdiff_t row_tile_bytes; /* from the one to the other */
     int n_rows, n_steps; /* those up to a whole tile may be written as well */
     const void *panel;
-    int adds; /* to what is there, a product made in pieces: only where numbers have several parts */
+    int adds; /* to what is there, a sum made in pieces: on the tile unit alone */
     const void *ahead;
     int lines_ahead; /* at each pair of parts of a step */
 } Operands;
@@ -58,8 +59,9 @@ INLINE const char *row_at(const Operands *in, int row) {
            row % TILE_ROWS * LINE_BYTES;
 }
 
-/* Each of these says what a `Half` is, the highest level of activations, and how large the sum of
- * the weights of a group may be, if there is such a bound. */
+/* Each of these says what a `Half` is, the highest level of activations, how large the sum of the
+ * weights of a group may be, if there is such a bound, and in pieces of how many steps a panel is
+ * gone through. */
 #if defined(__AMX_INT8__)
 #include "tiles_amx.h"
 #else

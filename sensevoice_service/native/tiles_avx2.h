@@ -13,6 +13,7 @@
 
 typedef int16_t Half; /* a whole number of units, see halves.h */
 enum { HALVES_ARE_WHOLE = 1, HIGHEST_LEVEL = 181, HIGHEST_WEIGHT_SUM = 181 };
+enum { PANEL_STEPS = ALL_STEPS };
 
 /* Two rows by a panel; more sums than that have no registers. */
 enum { ROWS_AT_ONCE = 2, VECTORS = PANEL_COLUMNS / 8, GROUPS = LINE_BYTES / NEIGHBOUR_BYTES };

@@ -4,6 +4,7 @@
 
 typedef uint16_t Half; /* bf16 */
 enum { HALVES_ARE_WHOLE = 0, HIGHEST_LEVEL = 255, HIGHEST_WEIGHT_SUM = 0 };
+enum { PANEL_STEPS = ALL_STEPS };
 
 /* The sum of a number's parts, which is a float. */
 static inline float number_at(const Half *at) {

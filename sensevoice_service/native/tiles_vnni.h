@@ -12,6 +12,7 @@
 
 typedef int16_t Half; /* a whole number of units, see halves.h */
 enum { HALVES_ARE_WHOLE = 1, HIGHEST_LEVEL = 255, HIGHEST_WEIGHT_SUM = 0 };
+enum { PANEL_STEPS = ALL_STEPS };
 
 enum { ROWS_AT_ONCE = 8, COLUMNS = 16, VECTORS = PANEL_COLUMNS / COLUMNS };
 
