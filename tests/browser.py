@@ -66,6 +66,7 @@ class Browser:
     def open(self, url: str, language: str = "en-US") -> None:
         """As somebody who was never here, speaks that language and likes it light."""
         self.driver.get("about:blank")
+        self.devtools("Browser.resetPermissions")
         self.devtools("Network.enable")
         self.devtools(
             "Storage.clearDataForOrigin", origin=url.rstrip("/"), storageTypes="local_storage"

@@ -215,6 +215,86 @@ def test_the_microphone_is_recorded_and_understood(page: Browser) -> None:
     assert page.complaints() == []
 
 
+def keep_stream(page: Browser) -> None:
+    """As ``stream``, once the page has opened the microphone."""
+    page.script(
+        """
+        const devices = navigator.mediaDevices;
+        const open = devices.getUserMedia.bind(devices);
+        devices.getUserMedia = async (wanted) => (window.stream = await open(wanted));
+        """
+    )
+
+
+def is_open(page: Browser) -> bool:
+    return bool(page.script("return stream.active"))
+
+
+def can_record(page: Browser) -> bool:
+    return page.one("#record").is_enabled() and page.text("#record").strip() == "Record"
+
+
+@pytest.mark.parametrize("is_revoked", [True, False])
+def test_a_recording_whose_microphone_goes_away_is_ended_and_kept(
+    page: Browser, service: httpx.Client, is_revoked: bool
+) -> None:
+    """A browser may leave the recorder at work, or end it too."""
+    keep_stream(page)
+    page.one("#record").click()
+    page.until(lambda: page.text("#record").strip() == "Stop, 0:03")
+    if is_revoked:
+        page.devtools(
+            "Browser.setPermission",
+            permission={"name": "microphone"},
+            setting="denied",
+            origin=str(service.base_url),
+        )
+    else:
+        page.script("stream.getTracks().forEach((track) => track.stop())")
+    page.done()
+    page.devtools("Browser.resetPermissions")
+    assert "hello world" in page.text(".segment p")
+    assert can_record(page)
+    page.one("#record").click()
+    page.until(lambda: page.text("#record").strip() == "Stop, 0:01")
+    page.one("#record").click()
+    page.done(2)
+    assert page.texts(".card h3") == ["Recording 2.webm", "Recording 1.webm"]
+    assert page.complaints() == []
+
+
+def test_a_microphone_that_cannot_be_recorded_is_let_go(page: Browser) -> None:
+    keep_stream(page)
+    page.script(
+        """
+        const recorder = MediaRecorder.prototype;
+        const { start } = recorder;
+        window.mend = () => (recorder.start = start);
+        recorder.start = () => { throw new Error("it is in use"); };
+        """
+    )
+    page.one("#record").click()
+    page.until(lambda: page.one("#record-problem").is_displayed())
+    assert page.text("#record-problem") == "The microphone cannot be used: it is in use"
+    assert not is_open(page)
+    page.until(lambda: can_record(page))
+    page.script("mend()")
+    page.one("#record").click()
+    page.until(lambda: page.text("#record").strip() == "Stop, 0:01")
+    page.one("#record").click()
+    page.done()
+    assert page.complaints() == []
+
+
+def test_a_slip_of_the_page_leaves_the_microphone_to_be_used_again(page: Browser) -> None:
+    page.script("window.File = class { constructor() { throw new Error('a slip'); } }")
+    page.one("#record").click()
+    page.until(lambda: page.text("#record").strip() == "Stop, 0:01")
+    page.one("#record").click()
+    page.until(lambda: can_record(page))
+    page.until(lambda: any("a slip" in complaint for complaint in page.complaints()))
+
+
 def test_the_bar_stands_where_the_recognition_is(browser: Browser, tmp_path: Path) -> None:
     """A chunk at a time; its text is told when the next has shown where it ends."""
 
@@ -276,6 +356,17 @@ def test_the_language_is_the_browser_s_until_it_is_switched(
     assert browser.texts(".badge.language span")[-1] == "English"
     browser.driver.refresh()
     browser.until(lambda: browser.text("#drop-title") == "Drop audio or video files here")
+
+
+def test_no_title_follows_the_pointer_over_a_transcript(page: Browser) -> None:
+    page.choose(HELLO)
+    page.done()
+    for language in ("en", "zh-CN", "en"):
+        assert page.one("html").get_attribute("lang") == language
+        transcript = page.one(".transcript")
+        assert not transcript.get_attribute("title")
+        assert ("hello.wav 的词语" in transcript.accessible_name) == (language == "zh-CN")
+        page.one("#switch-language").click()
 
 
 def test_colours_are_the_system_s_until_they_are_switched(page: Browser) -> None:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from fastapi import FastAPI
 from selenium.webdriver.common.keys import Keys
 
@@ -77,6 +78,24 @@ def test_a_busy_service_is_asked_again_when_its_visitor_wants(
         assert browser.text(".segment p") == "speech"
 
 
+def test_a_file_refused_for_its_options_is_sent_again_with_others(
+    browser: Browser, tmp_path: Path
+) -> None:
+    place = house()
+    with obedient(browser, place):
+        browser.one("#hotwords").send_keys("x" * 51)
+        browser.choose(file_of(tmp_path, b"speech"))
+        browser.one(".card[data-state=failed]")
+        assert "hotwords" in browser.text(".failure .message")
+        browser.one("#hotwords").clear()
+        browser.one("#hotwords").send_keys("Ada")
+        browser.one(".failure button").click()
+        browser.done()
+        assert browser.complaints(REFUSED + "422") == []
+    ((_, options),) = place.pipeline.calls
+    assert options.hotwords == ("Ada",)
+
+
 def test_a_key_is_asked_for_and_kept_for_the_tab_alone(browser: Browser, tmp_path: Path) -> None:
     with obedient(browser, house(API_KEYS="secret")):
         browser.choose(file_of(tmp_path, b"speech"))
@@ -91,6 +110,23 @@ def test_a_key_is_asked_for_and_kept_for_the_tab_alone(browser: Browser, tmp_pat
         browser.done()
         assert "secret" not in browser.script("return JSON.stringify(localStorage)")
         assert browser.complaints(REFUSED + "401") == []
+
+
+@pytest.mark.parametrize("slip", ["“secret”", "secret\u200b", "se cret", "schlüssel"])
+def test_what_can_be_no_key_is_not_taken_for_one(
+    browser: Browser, tmp_path: Path, slip: str
+) -> None:
+    with obedient(browser, house(API_KEYS="secret")):
+        browser.choose(file_of(tmp_path, b"speech"))
+        browser.one("#key-dialog[open]")
+        key = browser.one("#key-input")
+        key.send_keys(slip, Keys.ENTER)
+        assert browser.all("#key-dialog[open]")
+        assert browser.script("return arguments[0].validity.patternMismatch", key)
+        assert "ASCII" in str(key.get_property("title"))
+        key.clear()
+        key.send_keys("  secret ", Keys.ENTER)
+        browser.done()
 
 
 def test_without_a_key_the_file_waits_for_one(browser: Browser, tmp_path: Path) -> None:

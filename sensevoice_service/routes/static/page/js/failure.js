@@ -14,7 +14,8 @@ export class Failure extends Error {
   }
 
   get isWorthAnotherTry() {
-    return WORTH_ANOTHER_TRY.has(this.status);
+    // The next try has the options as they are then: a slip in them costs no recording.
+    return WORTH_ANOTHER_TRY.has(this.status) || this.code === "invalid_request";
   }
 
   /** The key of its title; with `.do` behind it, of what to do. */

@@ -18,18 +18,18 @@ export function startIntake(take) {
 function takeDrops(take) {
   const zone = find("#drop");
   let depth = 0; // the pointer enters a child before it leaves its parent
-  const over = (change) => {
-    depth = change === 0 ? 0 : Math.max(0, depth + change);
+  const show = (entered) => {
+    depth = Math.max(0, entered);
     zone.classList.toggle("over", depth > 0);
     say(find("#drop-title"), depth > 0 ? "drop.release" : "drop.title");
   };
-  document.addEventListener("dragenter", (event) => hasFiles(event) && over(1));
-  document.addEventListener("dragleave", (event) => hasFiles(event) && over(-1));
+  document.addEventListener("dragenter", (event) => hasFiles(event) && show(depth + 1));
+  document.addEventListener("dragleave", (event) => hasFiles(event) && show(depth - 1));
   document.addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
   document.addEventListener("drop", async (event) => {
     if (!hasFiles(event)) return;
     event.preventDefault();
-    over(0);
+    show(0);
     take(await droppedFiles(event.dataTransfer));
   });
 }
@@ -48,7 +48,8 @@ function takeChosen(take) {
 
 function takeRecordings(take) {
   const [button, caption] = [find("#record"), find("#record-caption")];
-  const recorder = new Recorder((seconds) => say(caption, "record.stop", { time: clock(seconds) }));
+  const showTime = (seconds) => say(caption, "record.stop", { time: clock(seconds) });
+  const recorder = new Recorder(showTime, () => press());
   let number = 0;
 
   const act = async () => {
@@ -67,13 +68,18 @@ function takeRecordings(take) {
     button.querySelector(".icon").replaceWith(icon(isOn ? "stop" : "microphone"));
     if (!isOn) say(caption, "record.start");
   };
-  button.addEventListener("click", async () => {
+  const press = async () => {
+    const hasFocus = document.activeElement === button; // which it loses while it is disabled
     complain(null);
     button.disabled = true; // until the browser has asked, or the recording is whole
-    await act().catch(complain);
-    button.disabled = false;
-    button.focus();
-  });
+    try {
+      await act().catch(complain);
+    } finally {
+      button.disabled = false;
+      if (hasFocus) button.focus();
+    }
+  };
+  button.addEventListener("click", press);
 }
 
 function complain(error) {

@@ -1,5 +1,6 @@
 /** The API key, which the page asks for once the service wants one. */
 import { find } from "./dom.js";
+import { text } from "./language.js";
 
 const KEPT_AS = "sensevoice-key";
 let inMemory = "";
@@ -24,6 +25,7 @@ function ask() {
   const dialog = find("#key-dialog");
   const input = find("#key-input");
   input.value = "";
+  input.title = text("key.rule"); // the page's language stays while the dialog is open
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => {

@@ -3,7 +3,7 @@ import { keep, recall } from "./keep.js";
 import { TEXTS } from "./texts.js";
 
 const KEPT_AS = "language";
-const told = new WeakMap(); // element → { text, label }: the values within them
+const told = new WeakMap(); // element → { text, label, readers }: the values within them
 let current = "en";
 
 export function text(key, values = {}) {
@@ -24,7 +24,15 @@ export function say(element, key, values = {}) {
   return element;
 }
 
-/** The same for what a screen reader calls the element, and a hint on hovering. */
+/** The same for what a screen reader calls the element. */
+export function labelForReaders(element, key, values = {}) {
+  element.dataset.readers = key;
+  remember(element, "readers", values);
+  element.setAttribute("aria-label", text(key, values));
+  return element;
+}
+
+/** That, and a hint on hovering. */
 export function label(element, key, values = {}) {
   element.dataset.label = key;
   remember(element, "label", values);
@@ -52,11 +60,10 @@ function show(name) {
   current = name;
   document.documentElement.lang = name === "zh" ? "zh-CN" : "en";
   document.title = text("page.title");
-  for (const element of document.querySelectorAll("[data-text]")) {
-    say(element, element.dataset.text, told.get(element)?.text);
-  }
-  for (const element of document.querySelectorAll("[data-label]")) {
-    label(element, element.dataset.label, told.get(element)?.label);
+  for (const [what, tell] of Object.entries({ text: say, label, readers: labelForReaders })) {
+    for (const element of document.querySelectorAll(`[data-${what}]`)) {
+      tell(element, element.dataset[what], told.get(element)?.[what]);
+    }
   }
   for (const element of document.querySelectorAll("[data-hint]")) {
     element.placeholder = text(element.dataset.hint);

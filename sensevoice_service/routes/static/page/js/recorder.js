@@ -18,11 +18,14 @@ export class Recorder {
   #pieces = [];
   #began = 0;
   #timer = 0;
+  #ended = null; // a promise, once it records
   #onTick;
+  #onLost;
 
-  /** `onTick(seconds)` is called while it records. */
-  constructor(onTick) {
+  /** `onTick(seconds)` is called while it records, `onLost()` once the microphone has gone. */
+  constructor(onTick, onLost) {
     this.#onTick = onTick;
+    this.#onLost = onLost;
   }
 
   get isRecording() {
@@ -32,14 +35,28 @@ export class Recorder {
   /** Raises `MicrophoneError`. */
   async start() {
     const stream = await openMicrophone();
-    const mimeType = TYPES.find((type) => MediaRecorder.isTypeSupported(type));
-    this.#pieces = [];
-    this.#recorder = new MediaRecorder(stream, { mimeType });
-    this.#recorder.ondataavailable = ({ data }) => this.#pieces.push(data);
-    this.#recorder.start();
+    try {
+      this.#recorder = this.#record(stream);
+    } catch (error) {
+      release(stream);
+      throw new MicrophoneError("record.failed", error.message);
+    }
     this.#began = performance.now();
     this.#timer = setInterval(() => this.#onTick(this.#seconds), TICK_MS);
     this.#onTick(0);
+  }
+
+  #record(stream) {
+    const mimeType = TYPES.find((type) => MediaRecorder.isTypeSupported(type));
+    const recorder = new MediaRecorder(stream, { mimeType });
+    this.#pieces = [];
+    recorder.ondataavailable = ({ data }) => this.#pieces.push(data);
+    this.#ended = new Promise((resolve) => (recorder.onstop = resolve));
+    this.#ended.then(() => this.isRecording && this.#onLost());
+    // Of a microphone that has gone, Chromium would go on to record nothing.
+    for (const track of stream.getTracks()) track.onended = () => end(recorder);
+    recorder.start();
+    return recorder;
   }
 
   /** The recording as a file. Raises `MicrophoneError` where there is nothing in it. */
@@ -47,11 +64,9 @@ export class Recorder {
     const [recorder, seconds] = [this.#recorder, this.#seconds];
     this.#recorder = null;
     clearInterval(this.#timer);
-    await new Promise((resolve) => {
-      recorder.onstop = resolve;
-      recorder.stop();
-    });
-    for (const track of recorder.stream.getTracks()) track.stop();
+    end(recorder);
+    await this.#ended;
+    release(recorder.stream);
     const type = recorder.mimeType.split(";")[0];
     const file = new File(this.#pieces, `${name}.${type.split("/")[1]}`, { type });
     if (seconds < LEAST_S || !file.size) throw new MicrophoneError("record.empty");
@@ -72,4 +87,13 @@ async function openMicrophone() {
     if (error.name === "NotFoundError") throw new MicrophoneError("record.missing");
     throw new MicrophoneError("record.failed", error.message);
   }
+}
+
+/** Unless it has ended by itself. */
+function end(recorder) {
+  if (recorder.state !== "inactive") recorder.stop();
+}
+
+function release(stream) {
+  for (const track of stream.getTracks()) track.stop();
 }

@@ -109,6 +109,7 @@ export const en = {
   "key.what":
     "This service is for those who have a key. It is kept until this tab is closed.",
   "key.label": "API key",
+  "key.rule": "A key is made of ASCII letters, digits and marks, without spaces. Copy it anew.",
   "key.save": "Continue",
   "key.cancel": "Cancel",
 
@@ -135,7 +136,7 @@ export const en = {
   "error.storage_full": "The service has no room for the file",
   "error.storage_full.do": "Try again later, or with a smaller file.",
   "error.invalid_request": "The service does not accept the request",
-  "error.invalid_request.do": "Change the option that the message names.",
+  "error.invalid_request.do": "Change the option that the message names, and try again.",
   "error.upload_stalled": "The upload stood still",
   "error.upload_stalled.do": "Check the connection and try again.",
   "error.network": "The service cannot be reached",

@@ -107,6 +107,7 @@ export const zh = {
   "key.title": "需要 API 密钥",
   "key.what": "此服务只对持有密钥者开放。密钥只保留到关闭此标签页为止。",
   "key.label": "API 密钥",
+  "key.rule": "密钥由 ASCII 字母、数字和符号组成，不含空格。请重新复制。",
   "key.save": "继续",
   "key.cancel": "取消",
 
@@ -133,7 +134,7 @@ export const zh = {
   "error.storage_full": "服务没有空间存放此文件",
   "error.storage_full.do": "请稍后重试，或换用较小的文件。",
   "error.invalid_request": "服务不接受这一请求",
-  "error.invalid_request.do": "请修改消息中提到的选项。",
+  "error.invalid_request.do": "请修改消息中提到的选项，然后重试。",
   "error.upload_stalled": "上传中断",
   "error.upload_stalled.do": "请检查网络连接后重试。",
   "error.network": "无法连接服务",

@@ -2,7 +2,7 @@
 import { announce } from "./announce.js";
 import { badges } from "./badges.js";
 import { element } from "./dom.js";
-import { label, say, text } from "./language.js";
+import { label, labelForReaders, say, text } from "./language.js";
 import { clock } from "./time.js";
 import { wordAt, wordsOf } from "./words.js";
 
@@ -19,8 +19,8 @@ export class Transcript {
   constructor(detail, name, player, signal) {
     this.#player = player;
     this.root = element("div", { class: "transcript", role: "group", tabindex: "0" });
-    label(this.root, "transcript.words", { name });
-    this.root.removeAttribute("title"); // it would follow the pointer over the whole text
+    // A title would follow the pointer over the whole text.
+    labelForReaders(this.root, "transcript.words", { name });
     for (const segment of detail.segments) this.root.append(this.#segment(segment, detail));
     if (!detail.segments.length) {
       this.root.append(say(element("p", { class: "silence" }), "transcript.silence"));
