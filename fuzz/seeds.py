@@ -20,7 +20,8 @@ def audio() -> Iterator[bytes]:
     sound = voice(0.05, 48_000)
     for codec, container in KINDS:
         yield encode(sound, 48_000, codec, container, n_channels=2)
-    yield encode(voice(0.2, 8_000), 8_000, "libopencore_amrnb", "amr")
+    for options in ({}, {"dtx": "1"}):
+        yield encode(voice(0.2, 8_000), 8_000, "libopencore_amrnb", "amr", codec_options=options)
     yield wav(pcm16(voice(0.1)))
     yield caf(voice(0.1), (1, 2))
     yield flac_bomb(3)

@@ -10,6 +10,7 @@ AAC may keep up to one frame of the encoder's padding at its end.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ import av
 from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
+from av.codec.codec import UnknownCodecError
 from av.container import InputContainer
 from av.stream import Discard
 
@@ -52,6 +54,9 @@ DECODERS = (
 PROBE_BYTES = {"wav": 4_096, "aiff": 4_096, "caf": 4_096, "au": 4_096}
 # What MP3 files carry between and behind their frames.
 MPEG_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"\0\0\0\0")
+MPEG_HEADER_BYTES = 4
+# Frames of narrow-band AMR by their kind: eight modes of speech, silence, and nothing sent.
+AMR_NB_FRAME_BYTES = {**dict(enumerate((13, 14, 16, 18, 20, 21, 27, 32, 6))), 15: 1}
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def _refuse_file(url: str, flags: int, options: dict[str, str]) -> NoReturn:
 
 
 def _audio_stream(media: InputContainer) -> AudioStream:
-    """The first audio track, its decoder single-threaded: requests are decoded side by side."""
+    """The first audio track. Raises ``UnsupportedAudio`` where its codec is none of ours."""
     if not media.streams.audio:
         raise UnsupportedAudio("the file has no audio track")
     stream = media.streams.audio[0]
@@ -130,11 +135,6 @@ def _audio_stream(media: InputContainer) -> AudioStream:
     if codec is None or codec.name not in DECODERS:
         raise UnsupportedAudio("the audio track is in a codec that this service does not decode")
     _forget_channel_order(codec)
-    codec.thread_count = 1
-    # Only FLAC's decoder needs to be told that a wrong checksum is an error.
-    codec.options = {"codec_whitelist": ",".join(DECODERS)}
-    if codec.name == "flac":
-        codec.options |= {"err_detect": "crccheck+explode"}
     for other in media.streams:
         if other.index != stream.index:
             other.discard = Discard.all
@@ -150,6 +150,24 @@ def _forget_channel_order(codec: AudioCodecContext) -> None:
     """
     if n_channels := codec.layout.nb_channels:
         codec.layout = f"{n_channels}C"
+
+
+def _decoder(stream: AudioStream) -> AudioCodecContext:
+    """Single-threaded: requests are decoded side by side.
+
+    FFmpeg's own AMR decoders do not know the silence that phones send few frames of. opencore's do,
+    but have one channel only, and a build of libav may lack them.
+    """
+    decoder = stream.codec_context
+    if decoder.name in ("amrnb", "amrwb") and decoder.layout.nb_channels == 1:
+        with suppress(UnknownCodecError):
+            decoder = av.Codec(f"libopencore_{decoder.name}", "r").create("audio")
+    decoder.thread_count = 1
+    decoder.options = {"codec_whitelist": ",".join(DECODERS)}
+    # Only FLAC's decoder needs to be told that a wrong checksum is an error.
+    if decoder.name == "flac":
+        decoder.options |= {"err_detect": "crccheck+explode"}
+    return decoder
 
 
 def _declared_s(container: Container, media: InputContainer, stream: AudioStream) -> float:
@@ -193,22 +211,25 @@ def _frames(
 ) -> Iterator[AudioFrame]:
     """Frames as the decoder gives them. Raises ``CorruptAudio`` on damage and on a missing end."""
     n_samples = 0
+    decoder = _decoder(stream)
     try:
         for packet in media.demux(stream):
             if not packet.size:
                 continue  # an empty packet would end the decoder's work
             if packet.size > MAX_PACKET_BYTES:
                 raise CorruptAudio("the file holds a packet of an absurd size")
+            if decoder.name == "libopencore_amrnb" and not _is_amr_nb(bytes(packet)):
+                raise CorruptAudio("the audio data is damaged")
             try:
-                frames = stream.decode(packet)
+                frames = decoder.decode(packet)
             except av.InvalidDataError:
-                if container.demuxer == "mp3" and bytes(packet).startswith(MPEG_TAGS):
+                if container.demuxer == "mp3" and _is_beside_frames(bytes(packet)):
                     continue
                 raise
             for frame in frames:
                 n_samples += frame.samples
                 yield frame
-        yield from stream.decode(None)
+        yield from decoder.decode(None)
     except MemoryError:
         raise
     except av.FFmpegError as error:
@@ -217,3 +238,20 @@ def _frames(
         raise CorruptAudio(
             f"the file is damaged or cut off: {n_samples} of {container.n_samples} samples are left"
         )
+
+
+def _is_amr_nb(packet: bytes) -> bool:
+    """Whether all frames are of a kind there is: for others opencore gives old samples again."""
+    at = 0
+    while at < len(packet):
+        n_bytes = AMR_NB_FRAME_BYTES.get(packet[at] >> 3 & 15)
+        if n_bytes is None:
+            return False
+        at += n_bytes
+    return True
+
+
+def _is_beside_frames(packet: bytes) -> bool:
+    """A tag in an MP3, or a few stray bytes that are not the start of a frame that was cut off."""
+    is_stray = len(packet) < MPEG_HEADER_BYTES and packet[0] != 0xFF
+    return is_stray or packet.startswith(MPEG_TAGS)

@@ -38,17 +38,22 @@ def encode(
     n_channels: int = 1,
     video_s: float = 0.0,
     options: dict[str, str] | None = None,
+    codec_options: dict[str, str] | None = None,
     tags: dict[str, str] | None = None,
     bit_rate: int = 0,
 ) -> bytes:
-    """The same samples in every channel, with a moving picture of ``video_s`` beside them."""
+    """The same samples in every channel, with a moving picture of ``video_s`` beside them.
+
+    ``options`` are the container's.
+    """
+    told = {"strict": "experimental", **(codec_options or {})}
     file = io.BytesIO()
     with av.open(file, "w", format=container, options=options or {}) as output:
         output.metadata.update(tags or {})
         # Every stream has to be there before the first packet is.
         packets = []
         if len(samples):
-            packets.append(_audio(output, samples, rate_hz, codec, n_channels, bit_rate))
+            packets.append(_audio(output, samples, rate_hz, codec, n_channels, bit_rate, told))
         if video_s:
             packets.append(_video(output, video_s))
         for packet in itertools.chain.from_iterable(packets):
@@ -57,11 +62,17 @@ def encode(
 
 
 def _audio(
-    output: Any, samples: Samples, rate_hz: int, codec: str, n_channels: int, bit_rate: int
+    output: Any,
+    samples: Samples,
+    rate_hz: int,
+    codec: str,
+    n_channels: int,
+    bit_rate: int,
+    options: dict[str, str],
 ) -> Iterator[av.Packet[Any]]:
     layout = LAYOUTS[n_channels]
     stream = output.add_stream(codec, rate=rate_hz, layout=layout)
-    stream.codec_context.options = {"strict": "experimental"}
+    stream.codec_context.options = options
     if bit_rate:
         stream.bit_rate = bit_rate
     packed = np.repeat(samples, n_channels).reshape(1, -1)

@@ -7,9 +7,11 @@ import tempfile
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
+import av
 import numpy as np
 import pytest
 import soundfile
+from av.codec.codec import UnknownCodecError
 
 from sensevoice_service.audio import AudioLimits, decode
 from sensevoice_service.types import SAMPLE_RATE_HZ, AudioTooLong, Upload
@@ -27,6 +29,20 @@ from tests.audio_files import (
 
 ID3V1 = b"TAG" + b"title".ljust(125, b"\0")
 LYRICS = b"LYRICSBEGININD0000200LYR00005hello000043LYRICS200"
+
+
+AMR_WB = b"#!AMR-WB\n"
+WIDE_FRAMES = b"".join(bytes([4, *17 * [index % 7]]) for index in range(100))  # a faint rattle
+
+
+def with_silence(samples: Samples, n_samples: int) -> Samples:
+    return np.concatenate([samples, np.zeros(n_samples, np.float32), samples])
+
+
+def natively(data: bytes) -> Samples:
+    """What the decoder makes of it that libav itself would choose, at its own rate."""
+    with av.open(io.BytesIO(data)) as media:
+        return np.concatenate([frame.to_ndarray()[0] for frame in media.decode(audio=0)])
 
 
 def likeness(one: Samples, other: Samples) -> float:
@@ -93,16 +109,53 @@ def test_where_no_header_tells_the_encoders_delay_it_stays(
     assert likeness(samples[delay_samples:], voice(2.0)) > 0.99
 
 
-@pytest.mark.parametrize("container", ["amr", "3gp"])
-def test_amr_narrow_band_is_decoded(container: str) -> None:
-    samples = decoded(encode(voice(2.0, 8_000), 8_000, "libopencore_amrnb", container))
-    assert abs(len(samples) / SAMPLE_RATE_HZ - 2.0) <= 0.025
-    assert loudness_ratio(samples, voice(2.0)) > 0.4
+@pytest.mark.parametrize("options", [{}, {"dtx": "1"}])
+@pytest.mark.parametrize(("container", "late_samples"), [("amr", 80), ("3gp", -20)])
+def test_amr_narrow_band_is_decoded_with_silence_that_was_not_sent(
+    container: str, late_samples: int, options: dict[str, str]
+) -> None:
+    """Its encoder looks 5 ms ahead, and says in 3GP that it were 6.25."""
+    sound = with_silence(voice(2.0, 8_000), 3 * 8_000)
+    codec = "libopencore_amrnb"
+    data = encode(sound, 8_000, codec, container, codec_options=options, bit_rate=12_200)
+    samples, expected = decoded(data), with_silence(voice(2.0), 3 * SAMPLE_RATE_HZ)
+    assert abs(len(samples) - len(expected)) <= 0.025 * SAMPLE_RATE_HZ
+    # A sample earlier or later it is 0.73.
+    assert likeness(samples[max(0, late_samples) :], expected[max(0, -late_samples) :]) > 0.79
+    assert loudness_ratio(samples, expected) == pytest.approx(0.88, abs=0.02)
+    assert np.abs(samples[3 * SAMPLE_RATE_HZ : 4 * SAMPLE_RATE_HZ]).max() < 1e-4
 
 
-def test_amr_wide_band_is_decoded() -> None:
-    mode_0_frames = b"".join(b"\x04" + bytes([index] * 17) for index in range(100))
-    assert len(decoded(b"#!AMR-WB\n" + mode_0_frames)) == 2 * SAMPLE_RATE_HZ
+def test_amr_wide_band_is_decoded_as_ffmpeg_itself_does() -> None:
+    assert likeness(decoded(AMR_WB + WIDE_FRAMES), natively(AMR_WB + WIDE_FRAMES)) > 0.99
+
+
+def test_amr_wide_band_is_decoded_with_silence_that_was_not_sent() -> None:
+    noise_as_before = bytes([9 << 3 | 4, *bytes(5)]) + 49 * bytes([15 << 3 | 4])
+    samples = decoded(AMR_WB + WIDE_FRAMES + noise_as_before + WIDE_FRAMES)
+    first, pause, second = np.split(samples, [2 * SAMPLE_RATE_HZ, 3 * SAMPLE_RATE_HZ])
+    assert np.array_equal(first, decoded(AMR_WB + WIDE_FRAMES))
+    assert np.abs(pause).max() < np.abs(first).max() / 2
+    assert likeness(second, first) > 0.99
+
+
+def test_amr_of_two_channels_is_averaged() -> None:
+    data = encode(voice(2.0, 8_000), 8_000, "libopencore_amrnb", "amr", bit_rate=12_200)
+    frames = [data[at : at + 32] for at in range(len(b"#!AMR\n"), len(data), 32)]
+    both = b"#!AMR_MC1.0\n" + struct.pack("<I", 2) + b"".join(2 * frame for frame in frames)
+    assert likeness(decoded(both), decoded(data)) > 0.999
+
+
+def test_a_libav_without_opencore_decodes_amr_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def missing(name: str, mode: str) -> None:
+        asked.append(name)
+        raise UnknownCodecError(name)
+
+    monkeypatch.setattr(av, "Codec", missing)
+    assert np.array_equal(decoded(AMR_WB + WIDE_FRAMES), natively(AMR_WB + WIDE_FRAMES).clip(-1, 1))
+    assert asked == ["libopencore_amrwb"]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +239,12 @@ def test_blocks_follow_each_other_from_zero_and_have_about_the_asked_length() ->
 def test_tags_behind_an_mp3_are_no_damage(tag: bytes) -> None:
     data = encode(voice(2.0), SAMPLE_RATE_HZ, "libmp3lame", "mp3")
     assert len(decoded(data + tag)) >= 2 * SAMPLE_RATE_HZ
+
+
+@pytest.mark.parametrize("stray", [b"\0", bytes(2), bytes(3), b"\n", b"\r\n"])
+def test_a_few_stray_bytes_behind_an_mp3_are_no_damage(stray: bytes) -> None:
+    data = encode(voice(2.0), SAMPLE_RATE_HZ, "libmp3lame", "mp3")
+    assert np.array_equal(decoded(data + stray), decoded(data))
 
 
 def test_joined_mp3_files_are_decoded_to_the_last() -> None:

@@ -192,6 +192,21 @@ def test_a_file_that_is_cut_off_is_corrupt(codec: str, container: str, part: flo
         decoded(data[: int(part * len(data))])
 
 
+@pytest.mark.parametrize("n_left", [1, 2, 3])
+def test_an_mp3_that_is_cut_within_the_header_of_its_last_frame_is_corrupt(n_left: int) -> None:
+    with av.open(io.BytesIO(MP3)) as media:
+        last = max(packet.pos or 0 for packet in media.demux())
+    with pytest.raises(CorruptAudio):
+        decoded(MP3[: last + n_left])
+
+
+@pytest.mark.parametrize("kind", range(9, 15))
+def test_amr_with_a_kind_of_frame_that_is_none_is_corrupt(kind: int) -> None:
+    data = encode(voice(1.0, 8_000), 8_000, "libopencore_amrnb", "amr")
+    with pytest.raises(CorruptAudio):
+        decoded(data + bytes([kind << 3 | 4]))
+
+
 @pytest.mark.parametrize(
     ("codec", "container"),
     [
