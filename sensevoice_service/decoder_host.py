@@ -30,6 +30,7 @@ from sensevoice_service.decoder_wire import (
     receive_job,
     receive_order,
     send_block,
+    send_fate,
     send_message,
     send_pid,
     send_refusal,
@@ -68,18 +69,22 @@ class _Host:
     def __init__(self, control: socket.socket, memory_bytes: int) -> None:
         self._control = control
         self._memory_bytes = memory_bytes
-        self._alive: set[int] = set()
+        self._alive: dict[int, socket.socket] = {}  # where to tell the fate of each
         signal.signal(signal.SIGCHLD, lambda *_: self._reap())
 
     def serve(self) -> NoReturn:
         while True:
-            order, pid, descriptor = receive_order(self._control)
+            order, pid, descriptors = receive_order(self._control)
             if order is Order.FORK:
-                send_pid(self._control, self._fork(descriptor))
+                conversation, fate = (socket.socket(fileno=one) for one in descriptors)
+                with conversation:
+                    pid = self._fork(conversation, fate)
+                send_pid(self._control, pid)
             elif pid in self._alive:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it may end just now
+                    os.kill(pid, signal.SIGKILL)
 
-    def _fork(self, descriptor: int) -> int:
+    def _fork(self, conversation: socket.socket, fate: socket.socket) -> int:
         """The new decoder, 0 where the system gives none."""
         # Should it end at once, it must not be reaped before it is known.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
@@ -87,23 +92,23 @@ class _Host:
         try:
             pid = os.fork()
             if pid == 0:
-                self._run_decoder(descriptor, host)
-            self._alive.add(pid)
+                self._run_decoder(conversation, fate, host)
+            self._alive[pid] = fate
             return pid
         except OSError:
+            fate.close()
             return 0
         finally:
-            os.close(descriptor)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
-    def _run_decoder(self, descriptor: int, host: int) -> NoReturn:
+    def _run_decoder(self, conversation: socket.socket, fate: socket.socket, host: int) -> NoReturn:
         """In the decoder; nothing may leave this function, for the host's loop is around it."""
         try:
-            self._control.close()
+            for channel in (self._control, fate, *self._alive.values()):
+                channel.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             _restrict(self._memory_bytes, host)
-            with socket.socket(fileno=descriptor) as conversation:
-                _serve_files(conversation)
+            _serve_files(conversation)
         except PeerGone:
             pass
         except BaseException:
@@ -113,8 +118,12 @@ class _Host:
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
-            while pid := os.waitpid(-1, os.WNOHANG)[0]:
-                self._alive.discard(pid)
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                self._tell_fate(*ended)
+
+    def _tell_fate(self, pid: int, status: int) -> None:
+        with self._alive.pop(pid) as fate, contextlib.suppress(PeerGone):
+            send_fate(fate, os.WTERMSIG(status))
 
 
 def _restrict(memory_bytes: int, host: int) -> None:

@@ -6,6 +6,7 @@ Nothing is unpickled: a decoder that a file has taken over can send samples and 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 import time
@@ -24,6 +25,7 @@ from sensevoice_service.types import (
 )
 
 MAX_PAYLOAD_BYTES = 64 * 2**20
+MAX_DESCRIPTORS = 2
 # What a file may be refused for; any other error is a fault of the decoder.
 REFUSALS: dict[str, type[ServiceError]] = {
     error.code: error for error in (EmptyFile, UnsupportedAudio, CorruptAudio, AudioTooLong)
@@ -33,6 +35,7 @@ _HEAD = struct.Struct("<BI")
 _JOB = struct.Struct("<dd")
 _ORDER = struct.Struct("<BI")
 _PID = struct.Struct("<I")
+_FATE = struct.Struct("<B")
 _PLACE = struct.Struct("<QQ")
 
 
@@ -66,28 +69,34 @@ class Job:
 
 
 def send_job(conversation: socket.socket, job: Job) -> None:
-    _send_with_descriptor(conversation, _JOB.pack(job.max_audio_s, job.block_s), job.descriptor)
+    _send_with_descriptors(conversation, _JOB.pack(job.max_audio_s, job.block_s), job.descriptor)
 
 
 def receive_job(conversation: socket.socket) -> Job:
-    data, descriptor = _receive_with_descriptor(conversation, _JOB.size)
+    data, (descriptor,) = _receive_with_descriptors(conversation, _JOB.size)
     return Job(descriptor, *_JOB.unpack(data))
 
 
-def send_fork(control: socket.socket, conversation: socket.socket) -> None:
-    _send_with_descriptor(control, _ORDER.pack(Order.FORK, 0), conversation.fileno())
+def send_fork(control: socket.socket, conversation: socket.socket, fate: socket.socket) -> None:
+    """``fate`` is where the host will tell how the new decoder ended."""
+    order = _ORDER.pack(Order.FORK, 0)
+    _send_with_descriptors(control, order, conversation.fileno(), fate.fileno())
 
 
 def send_kill(control: socket.socket, pid: int) -> None:
     """At once or not at all, whatever another thread waits for. Raises ``OSError``."""
-    control.send(_ORDER.pack(Order.KILL, pid), socket.MSG_DONTWAIT)
+    # On a socket with a timeout Python waits, whatever the flag says; this one has none.
+    with socket.socket(fileno=os.dup(control.fileno())) as order:
+        order.send(_ORDER.pack(Order.KILL, pid), socket.MSG_DONTWAIT)
 
 
-def receive_order(control: socket.socket) -> tuple[Order, int, int]:
-    """An order, the process that it is about, and the descriptor of the new one's conversation."""
-    data, descriptor = _receive_with_descriptor(control, _ORDER.size)
+def receive_order(control: socket.socket) -> tuple[Order, int, list[int]]:
+    """An order, the process that it is about, and the descriptors of a new one: its conversation
+    and its fate.
+    """
+    data, descriptors = _receive_with_descriptors(control, _ORDER.size)
     order, pid = _ORDER.unpack(data)
-    return Order(order), pid, descriptor
+    return Order(order), pid, descriptors
 
 
 def send_pid(control: socket.socket, pid: int) -> None:
@@ -97,6 +106,16 @@ def send_pid(control: socket.socket, pid: int) -> None:
 def receive_pid(control: socket.socket, timeout_s: float) -> int:
     """The process that was forked, 0 where the system gave none. Raises ``TimeoutError``."""
     return int(_PID.unpack(_receive_exactly(control, _PID.size, time.monotonic() + timeout_s))[0])
+
+
+def send_fate(fate: socket.socket, signal_number: int) -> None:
+    """By which signal a decoder was ended, 0 where it was by none."""
+    _send_all(fate, _FATE.pack(signal_number))
+
+
+def receive_fate(fate: socket.socket, timeout_s: float) -> int:
+    """Raises ``TimeoutError`` and, where the host ended before it knew, ``PeerGone``."""
+    return int(_FATE.unpack(_receive_exactly(fate, _FATE.size, time.monotonic() + timeout_s))[0])
 
 
 def send_message(conversation: socket.socket, kind: Kind, payload: bytes) -> None:
@@ -150,7 +169,7 @@ def refusal_of(payload: bytearray) -> ServiceError:
 
 
 def is_gone(conversation: socket.socket) -> bool:
-    """Whether the other side of an idle conversation has hung up."""
+    """Whether the other side has hung up and nothing of it is unread."""
     conversation.settimeout(0)
     try:
         return conversation.recv(1, socket.MSG_PEEK) == b""
@@ -160,23 +179,22 @@ def is_gone(conversation: socket.socket) -> bool:
         return True
 
 
-def _send_with_descriptor(channel: socket.socket, data: bytes, descriptor: int) -> None:
+def _send_with_descriptors(channel: socket.socket, data: bytes, *descriptors: int) -> None:
     channel.settimeout(None)
     try:
-        socket.send_fds(channel, [data], [descriptor])
+        socket.send_fds(channel, [data], descriptors)
     except ConnectionError:
         raise PeerGone from None
 
 
-def _receive_with_descriptor(channel: socket.socket, n_bytes: int) -> tuple[bytes, int]:
-    """The descriptor is -1 where none came."""
+def _receive_with_descriptors(channel: socket.socket, n_bytes: int) -> tuple[bytes, list[int]]:
     try:
-        data, descriptors, _, _ = socket.recv_fds(channel, n_bytes, 1)
+        data, descriptors, _, _ = socket.recv_fds(channel, n_bytes, MAX_DESCRIPTORS)
     except ConnectionError:  # it hung up with something unread
         raise PeerGone from None
     if len(data) < n_bytes:
         raise PeerGone
-    return data, descriptors[0] if descriptors else -1
+    return data, descriptors
 
 
 def _send_all(channel: socket.socket, data: bytes) -> None:

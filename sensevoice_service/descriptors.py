@@ -9,7 +9,10 @@ from typing import BinaryIO
 
 
 def descriptor_of(file: BinaryIO) -> int:
-    """The file's bytes, read-only and with a position of their own. The caller closes it."""
+    """The file's bytes, with a position of their own. The caller closes it.
+
+    Nobody can write to the file through it: it is read-only, or that of a copy.
+    """
     try:
         file.flush()
         descriptor = file.fileno()
@@ -17,8 +20,8 @@ def descriptor_of(file: BinaryIO) -> int:
         return _copied(file)
     try:
         return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # no /proc: the position is shared, and the service itself reads no more
-        return os.dup(descriptor)
+    except OSError:  # no /proc, and ``dup`` would share the position, which the service moves
+        return _copied(file)
 
 
 def _copied(file: BinaryIO) -> int:

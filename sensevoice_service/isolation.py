@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -98,8 +99,8 @@ class DecoderProcesses:
     def decode(self, upload: Upload, limits: AudioLimits) -> Generator[Block, None, None]:
         """Raises what ``audio.decode`` does, and ``TimedOut``, ``Overloaded`` and ``NotReady``.
 
-        A decoder that dies makes the file ``CorruptAudio``. The position of ``upload.file`` follows
-        that of the decoder.
+        A decoder that dies makes the file ``CorruptAudio``, one that the system kills is
+        ``Overloaded``. The position of ``upload.file`` follows that of the decoder.
         """
         decoder = self._take()
         is_good = False
@@ -141,7 +142,8 @@ class DecoderProcesses:
         with self._lock:
             if self._is_stopped:
                 return NotReady("the service is stopping")
-        if not decoder.host.is_running():
+        if decoder.was_killed():
+            _log.warning("a decoder was killed: the system may lack memory")
             return Overloaded("the decoder was ended; try again", retry_after_s=1)
         _log.warning("a decoder died of a file")
         return CorruptAudio("the file cannot be decoded: it makes the decoder fail")
@@ -209,16 +211,18 @@ class _Host:
     def fork(self) -> _Decoder:
         """Raises ``PeerGone``, ``TimeoutError`` and, for want of a process, ``Overloaded``."""
         ours, theirs = socket.socketpair()
+        fate, fate_end = socket.socketpair()
         try:
-            with theirs:
-                wire.send_fork(self._control, theirs)
+            with theirs, fate_end:
+                wire.send_fork(self._control, theirs, fate_end)
             pid = wire.receive_pid(self._control, HOST_PATIENCE_S)
             if not pid:
                 raise Overloaded("the system has no process left for decoding", retry_after_s=1)
         except BaseException:
             ours.close()
+            fate.close()
             raise
-        return _Decoder(self, pid, ours)
+        return _Decoder(self, pid, ours, fate)
 
     def kill(self, pid: int) -> None:
         """Its own parent does it, so that the number cannot have gone to another process.
@@ -253,10 +257,13 @@ def _host_environment() -> dict[str, str]:
 class _Decoder:
     """A decoder process as seen from the service; it has one file at a time."""
 
-    def __init__(self, host: _Host, pid: int, conversation: socket.socket) -> None:
+    def __init__(
+        self, host: _Host, pid: int, conversation: socket.socket, fate: socket.socket
+    ) -> None:
         self.host = host
         self.pid = pid
         self.conversation = conversation
+        self._fate = fate
         self.n_files = 0
 
     def begin(self, file: BinaryIO, limits: AudioLimits) -> None:
@@ -278,6 +285,19 @@ class _Decoder:
             raise DecoderFault(payload.decode("utf-8", "replace"))
         return wire.block_of(payload, start_sample)
 
+    def was_killed(self) -> bool:
+        """Whether it ended for no fault of its file: the service kills none with a file in hand.
+
+        Where its host has ended as well, or hangs, nobody knows of a fault.
+        """
+        if not wire.is_gone(self.conversation):
+            return False
+        try:
+            return wire.receive_fate(self._fate, HOST_PATIENCE_S) == signal.SIGKILL
+        except (PeerGone, TimeoutError):
+            return True
+
     def close(self) -> None:
         """A decoder that can still hear it ends."""
         self.conversation.close()
+        self._fate.close()

@@ -79,6 +79,17 @@ def test_silence_is_waited_for_until_the_deadline_alone(pair: Pair) -> None:
         wire.receive_message(pair[0], time.monotonic() - 1)
 
 
+def test_an_order_to_kill_does_not_wait_for_room(pair: Pair) -> None:
+    ours, _ = pair
+    ours.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            ours.send(b"x")
+    ours.settimeout(0.01)  # as who waits for an answer does
+    with pytest.raises(BlockingIOError):
+        wire.send_kill(ours, 7)
+
+
 def test_drops_do_not_put_the_deadline_off(pair: Pair) -> None:
     ours, theirs = pair
     theirs.sendall(struct.pack("<BI", Kind.BLOCK, wire.MAX_PAYLOAD_BYTES))

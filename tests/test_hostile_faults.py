@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Generator
@@ -221,10 +222,16 @@ def busy_decoders(service: Echoing) -> list[psutil.Process]:
 
 @pytest.mark.parametrize(
     ("fault", "status", "code"),
-    [("kill", 422, "corrupt_audio"), ("suspend", 504, "timed_out")],
-    ids=["crash", "hang"],
+    [
+        (signal.SIGSEGV, 422, "corrupt_audio"),
+        (signal.SIGKILL, 503, "overloaded"),
+        (signal.SIGSTOP, 504, "timed_out"),
+    ],
+    ids=["crash", "killed by the system", "hang"],
 )
-def test_a_decoder_that_fails_costs_its_own_file_alone(fault: str, status: int, code: str) -> None:
+def test_a_decoder_that_fails_costs_its_own_file_alone(
+    fault: signal.Signals, status: int, code: str
+) -> None:
     """The long file waits for the engine, most of it not decoded; its decoder is hurt then."""
     service = Echoing(Engine(), isolated=True)
     answers: list[Any] = []
@@ -234,7 +241,7 @@ def test_a_decoder_that_fails_costs_its_own_file_alone(fault: str, status: int, 
         until(lambda: service.batcher.stats().queued >= 3)
         until(lambda: len(busy_decoders(service)) == 1)  # those of the clips have done theirs
         (victim,) = busy_decoders(service)
-        getattr(victim, fault)()
+        victim.send_signal(fault)
         service.engine.gate.set()
         working.join(PATIENT_S)
         until(lambda: not is_alive(victim))

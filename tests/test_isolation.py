@@ -181,6 +181,7 @@ def test_as_many_decoders_as_files_and_few_that_wait(decoders: DecoderProcesses)
     for blocks in files:
         next(blocks)
     assert len(workers()) == 6
+    assert len({one.num_fds() for one in workers()}) == 1  # none has a channel of another
     for blocks in files:
         assert sum(len(block.samples) for block in blocks) == 299 * SAMPLE_RATE_HZ
     until(lambda: len(workers()) == LIMITS.max_idle)
@@ -231,6 +232,36 @@ def test_a_decoder_that_crashes_makes_its_file_corrupt_and_no_other(
             list(blocks)
         assert sum(len(block.samples) for block in other) == 299 * SAMPLE_RATE_HZ
     assert len(samples_of(decoders, SHORT)) == len(SHORT[44:]) // 2
+
+
+def test_a_decoder_that_the_system_kills_leaves_its_file_to_be_sent_again(
+    decoders: DecoderProcesses,
+) -> None:
+    with closing(decoders.decode(upload(LONG), NO_LIMIT)) as other:
+        next(other)
+        before = workers()
+        blocks = decoders.decode(upload(LONG), NO_LIMIT)
+        next(blocks)
+        (victim,) = (one for one in workers() if one not in before)
+        victim.kill()
+        with pytest.raises(Overloaded) as caught:
+            list(blocks)
+        assert caught.value.retry_after_s == 1
+        assert sum(len(block.samples) for block in other) == 299 * SAMPLE_RATE_HZ
+
+
+def test_a_decoder_whose_host_cannot_say_how_it_ended_leaves_its_file_to_be_sent_again(
+    decoders: DecoderProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = decoders.decode(upload(LONG), NO_LIMIT)
+    next(blocks)
+    (host,), (victim,) = hosts(), workers()
+    monkeypatch.setattr(isolation, "HOST_PATIENCE_S", 0.01)
+    host.suspend()
+    victim.send_signal(signal.SIGSEGV)
+    with pytest.raises(Overloaded):
+        list(blocks)
+    host.resume()
 
 
 def test_a_decoder_that_hangs_is_ended_and_its_file_timed_out(hasty: DecoderProcesses) -> None:
