@@ -166,14 +166,14 @@ class _Lanes:
             return rest_samples if rest_samples <= policy.chunk_samples else None
         half = policy.search_samples // 2
         most = policy.chunk_samples - half
-        share = self._level(rest_samples) - self._given[0]
-        aim = round(share / ceil(share / most))
         earliest = policy.earliest_aim_samples
         latest = min(most, rest_samples - half - policy.tail_samples)
         # Then what is behind a cut would end no sooner for being a chunk of its own.
         is_next_busy = self._given[1] - self._given[0] > latest - policy.tail_samples
         if rest_samples <= policy.chunk_samples and (latest < earliest or is_next_busy):
             return rest_samples
+        share = self._level(rest_samples) - self._given[0]
+        aim = round(share / ceil(share / most))
         return min(max(aim, earliest), latest)
 
     def _level(self, rest_samples: int) -> float:

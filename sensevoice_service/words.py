@@ -202,8 +202,10 @@ def _groups(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
             waiting = []
     while waiting and not waiting[-1].look.surface:
         waiting.pop()
-    if waiting:
-        groups[-1:] = [[*(groups[-1] if groups else ()), *waiting]]
+    if groups:
+        groups[-1] += waiting
+    elif waiting:
+        groups.append(waiting)
     return groups
 
 
