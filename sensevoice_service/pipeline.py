@@ -116,17 +116,21 @@ class Pipeline:
         source = _ChunkSource(cut(watched, options, policy.chunks, is_large=is_large), self._pool)
         draft = _Draft(self._vocabulary, self._pool, teller)
         running: deque[_Recognition] = deque()
+
+        async def take_oldest() -> None:
+            await draft.grow(await running.popleft().finish())
+
         try:
             while (found := await source.next()) is not None:
                 if len(running) == policy.max_chunks_in_flight:
-                    await draft.grow(await running.popleft().finish())
+                    await take_oldest()
                 running.append(_Recognition(found, self._queue.submit(found.chunk)))
                 while len(running) > 1 and running[0].is_done:
-                    await draft.grow(await running.popleft().finish())
+                    await take_oldest()
             while len(running) > 1:
                 if not running[0].is_done:
                     await draft.catch_up()
-                await draft.grow(await running.popleft().finish())
+                await take_oldest()
             await draft.catch_up()
             return await draft.conclude(await running.popleft().finish(), source.spent_s)
         finally:
