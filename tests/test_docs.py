@@ -50,6 +50,16 @@ def rows(page: str, pattern: str) -> list[tuple[str, str]]:
     return re.findall(rf"^\| {pattern} \|", prose_of(page), re.MULTILINE)
 
 
+def leads_somewhere(page: Path, link: str) -> bool:
+    """Headings are named as GitHub does it."""
+    name, _, heading = link.partition("#")
+    target = page.parent / name if name else page
+    if not heading:
+        return target.exists()
+    headings = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.MULTILINE)
+    return heading in {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}
+
+
 def as_environment(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
@@ -111,8 +121,7 @@ def test_python_examples_are_python(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_links_within_the_project_lead_somewhere(page: str) -> None:
     links = [link for link in _LINK.findall(prose_of(page)) if "://" not in link]
-    missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
-    assert missing == []
+    assert [link for link in links if not leads_somewhere(ROOT / page, link)] == []
 
 
 @readme
