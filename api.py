@@ -50,8 +50,6 @@ HUB_TIMEOUT_S = 5.0
 # The event loop waits for this long, after each call of the system, for a thread that decodes: with
 # Python's own 5 ms a service that turns hundreds away a second has no time for those it let in.
 THREAD_SWITCH_S = 0.0005
-# Most connections taken before the event loop goes on with those it has.
-CONNECTIONS_AT_ONCE = 64
 # How often it is asked whether nobody is in, so that memory can be given back.
 TIDY_S = 5.0
 # For idle inference threads to end; one inside of a model is left behind.
@@ -229,7 +227,6 @@ def serve(settings: Settings, load: Load = load_model) -> int:
         log_config=None,
         access_log=False,
         server_header=False,
-        backlog=CONNECTIONS_AT_ONCE,
         ssl_certfile=settings.TLS_CERTFILE or None,
         ssl_keyfile=settings.TLS_KEYFILE or None,
         http=connection_with(

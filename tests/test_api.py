@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -21,9 +22,10 @@ from sensevoice_service.types import LANGUAGES
 from tests import server_process
 from tests.audio_files import pcm16, voice, wav
 from tests.models import Model, chunk_of
-from tests.server_process import ADDRESS, ServerProcess, until_ready
+from tests.server_process import ADDRESS, PATIENT_S, ServerProcess, until_ready
 
 ROOT = Path(__file__).resolve().parents[1]
+MANY_CLIENTS = 300
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +177,19 @@ def test_while_it_loads_it_takes_no_work_and_may_be_stopped(
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
     assert int(answer.headers["retry-after"]) > 0
     assert (status, server.errors) == (0, []), server.log
+
+
+def test_clients_that_come_while_it_is_held_up_find_room_to_wait(
+    project: Path, environment: dict[str, str]
+) -> None:
+    with running(project, environment, MODEL="demo") as server, contextlib.ExitStack() as held:
+        address = ("127.0.0.1", int(server.address.rpartition(":")[2]))
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            for _ in range(MANY_CLIENTS):  # the system itself turns away those who find none
+                held.enter_context(socket.create_connection(address, timeout=PATIENT_S))
+        finally:
+            server.process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system has no /proc")
