@@ -218,8 +218,16 @@ def test_a_decoder_runs_ahead_of_its_reader_by_little(decoders: DecoderProcesses
     assert SAMPLE_RATE_HZ * 2 < max(positions) < MIB < len(LONG)
 
 
-def test_a_decoder_that_crashes_makes_its_file_corrupt_and_no_other(
+@pytest.mark.parametrize(
+    ("end", "error", "retry_after_s"),
+    [(signal.SIGSEGV, CorruptAudio, None), (signal.SIGKILL, Overloaded, 1)],
+    ids=["crash", "killed by the system"],
+)
+def test_a_decoder_that_ends_costs_its_file_alone_which_may_be_sent_again_if_it_was_killed(
     decoders: DecoderProcesses,
+    end: signal.Signals,
+    error: type[ServiceError],
+    retry_after_s: int | None,
 ) -> None:
     with closing(decoders.decode(upload(LONG), NO_LIMIT)) as other:
         next(other)
@@ -227,27 +235,12 @@ def test_a_decoder_that_crashes_makes_its_file_corrupt_and_no_other(
         blocks = decoders.decode(upload(LONG), NO_LIMIT)
         next(blocks)
         (victim,) = (one for one in workers() if one not in before)
-        victim.send_signal(signal.SIGSEGV)
-        with pytest.raises(CorruptAudio):
+        victim.send_signal(end)
+        with pytest.raises(error) as caught:
             list(blocks)
+        assert caught.value.retry_after_s == retry_after_s
         assert sum(len(block.samples) for block in other) == 299 * SAMPLE_RATE_HZ
     assert len(samples_of(decoders, SHORT)) == len(SHORT[44:]) // 2
-
-
-def test_a_decoder_that_the_system_kills_leaves_its_file_to_be_sent_again(
-    decoders: DecoderProcesses,
-) -> None:
-    with closing(decoders.decode(upload(LONG), NO_LIMIT)) as other:
-        next(other)
-        before = workers()
-        blocks = decoders.decode(upload(LONG), NO_LIMIT)
-        next(blocks)
-        (victim,) = (one for one in workers() if one not in before)
-        victim.kill()
-        with pytest.raises(Overloaded) as caught:
-            list(blocks)
-        assert caught.value.retry_after_s == 1
-        assert sum(len(block.samples) for block in other) == 299 * SAMPLE_RATE_HZ
 
 
 def test_a_decoder_whose_host_cannot_say_how_it_ended_leaves_its_file_to_be_sent_again(
