@@ -11,7 +11,8 @@ from sensevoice_service.formats import FileOutcome, file_body, plain_body
 from sensevoice_service.subtitles import SubtitleRules
 from sensevoice_service.types import Transcript
 
-FORMATS = ("txt", "json", "srt", "vtt")
+SUBTITLES = ("srt", "vtt")
+FORMATS = ("txt", "json", *SUBTITLES)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from config import load_settings
-from sensevoice_service.cli.bodies import FORMATS, Heard, render
+from sensevoice_service.cli.bodies import FORMATS, SUBTITLES, Heard, render
 from sensevoice_service.cli.files import (
     AUDIO_SUFFIXES,
     Task,
@@ -155,17 +155,22 @@ def find_tasks(paths: Sequence[Path], form: str, out: str | None) -> list[Task]:
 def _recogniser(options: argparse.Namespace) -> Recogniser:
     language, among = options.lang
     wanted = DecodeOptions(language, not options.no_itn, among, options.hotwords)
-    settings = load_settings()
     if options.server is not None:
         from sensevoice_service.cli.remote import RemoteRecogniser, Server
 
         server = Server.at(options.server, os.environ.get(API_KEY_VARIABLE, ""))
-        return RemoteRecogniser(server, wanted, SubtitleRules.of(settings))
+        return RemoteRecogniser(server, wanted, _subtitle_rules(options.format))
     from sensevoice_service.cli.local import LocalRecogniser
     from sensevoice_service.logs import configure_logging
 
+    settings = load_settings()
     configure_logging("WARNING", settings.LOG_FORMAT)
     return LocalRecogniser(settings, wanted)
+
+
+def _subtitle_rules(form: str) -> SubtitleRules:
+    """Other forms of text need no settings, some of which may be for the service's user alone."""
+    return SubtitleRules.of(load_settings()) if form in SUBTITLES else SubtitleRules()
 
 
 def _transcribe(
