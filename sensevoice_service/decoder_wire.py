@@ -6,7 +6,6 @@ Nothing is unpickled: a decoder that a file has taken over can send samples and 
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
 import time
@@ -84,10 +83,16 @@ def send_fork(control: socket.socket, conversation: socket.socket, fate: socket.
 
 
 def send_kill(control: socket.socket, pid: int) -> None:
-    """At once or not at all, whatever another thread waits for. Raises ``OSError``."""
-    # On a socket with a timeout Python waits, whatever the flag says; this one has none.
-    with socket.socket(fileno=os.dup(control.fileno())) as order:
-        order.send(_ORDER.pack(Order.KILL, pid), socket.MSG_DONTWAIT)
+    """At once or not at all, whatever another thread waits for.
+
+    Raises ``OSError`` and, where the socket is closed, ``ValueError``.
+    """
+    # On a socket with a timeout Python waits, whatever the flag says. This one has none.
+    same = socket.socket(fileno=control.fileno())
+    try:
+        same.send(_ORDER.pack(Order.KILL, pid), socket.MSG_DONTWAIT)
+    finally:
+        same.detach()
 
 
 def receive_order(control: socket.socket) -> tuple[Order, int, list[int]]:

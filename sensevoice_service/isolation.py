@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -210,26 +210,26 @@ class _Host:
 
     def fork(self) -> _Decoder:
         """Raises ``PeerGone``, ``TimeoutError`` and, for want of a process, ``Overloaded``."""
-        ours, theirs = socket.socketpair()
-        fate, fate_end = socket.socketpair()
-        try:
-            with theirs, fate_end:
-                wire.send_fork(self._control, theirs, fate_end)
+        with ExitStack() as ours:
+            conversation, theirs = socket.socketpair()
+            ours.enter_context(conversation)
+            with theirs:
+                fate, fate_end = socket.socketpair()
+                ours.enter_context(fate)
+                with fate_end:
+                    wire.send_fork(self._control, theirs, fate_end)
             pid = wire.receive_pid(self._control, HOST_PATIENCE_S)
             if not pid:
                 raise Overloaded("the system has no process left for decoding", retry_after_s=1)
-        except BaseException:
-            ours.close()
-            fate.close()
-            raise
-        return _Decoder(self, pid, ours, fate)
+            ours.pop_all()
+        return _Decoder(self, pid, conversation, fate)
 
     def kill(self, pid: int) -> None:
         """Its own parent does it, so that the number cannot have gone to another process.
 
         Any thread may ask for it, and does not wait.
         """
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             wire.send_kill(self._control, pid)
 
     def hang_up(self) -> None:
@@ -292,6 +292,8 @@ class _Decoder:
         """
         if not wire.is_gone(self.conversation):
             return False
+        # Its host hears of an end that comes just as it goes to sleep with the next order only.
+        self.host.kill(self.pid)
         try:
             return wire.receive_fate(self._fate, HOST_PATIENCE_S) == signal.SIGKILL
         except (PeerGone, TimeoutError):

@@ -25,7 +25,7 @@ from tests.models import Model, chunk_of
 from tests.server_process import ADDRESS, PATIENT_S, ServerProcess, until_ready
 
 ROOT = Path(__file__).resolve().parents[1]
-MANY_CLIENTS = 300
+MANY_CLIENTS = 100
 
 
 @pytest.fixture(scope="module")

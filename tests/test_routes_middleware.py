@@ -4,6 +4,7 @@ import asyncio
 import logging
 from typing import Any
 
+import anyio
 import pytest
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -105,10 +106,17 @@ async def test_a_silent_client_is_not_waited_for_for_ever(
 @pytest.mark.asyncio
 async def test_a_client_that_sends_without_the_leave_it_asked_for_is_read_too() -> None:
     wire = Wire(n_messages=5)
-    app = OrderlyRefusal(refuse, 10_000)
-    await wire.run(app, content_length="5000", expect="100-continue")
+    deadlines_s: list[float] = []
+
+    async def receive() -> Message:
+        deadlines_s.append(anyio.current_effective_deadline() - anyio.current_time())
+        return await wire.receive()
+
+    asked = scope(content_length="5000", expect="100-continue")
+    await OrderlyRefusal(refuse, 10_000)(asked, receive, wire.send)
     assert wire.n_received == 5
     assert wire.closes
+    assert deadlines_s[0] <= middleware.HELD_BACK_DRAIN_S < min(deadlines_s[1:])
 
 
 @pytest.mark.asyncio

@@ -49,7 +49,7 @@ typedef struct {
     ptrdiff_t row_tile_bytes; /* from the one to the other */
     int n_rows, n_steps; /* those up to a whole tile may be written as well */
     const void *panel;
-    int adds; /* to what is there, a sum made in pieces: on the tile unit alone */
+    int adds; /* to what is there, a sum made in pieces: on the tile unit, and in plain C */
     const void *ahead;
     int lines_ahead; /* at each pair of parts of a step */
 } Operands;

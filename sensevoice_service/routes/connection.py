@@ -82,6 +82,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._idle_bytes = 0  # since the last that were of a body, or ended the headers
         self._unread_bytes: float | None = None  # of who has been turned away
+        self._waits_for_leave = False  # who has been turned away, to send its body
         self._latest: RequestResponseCycle | None = None  # the last whose answer has been begun
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -187,9 +188,8 @@ class Connection(HttpToolsProtocol):
         cycle.response_started = cycle.response_complete = True
         self.server_state.total_requests += 1
         self._unread_bytes = _length_of(cycle.scope)
-        self._end_wait()
-        longest_s = HELD_BACK_DRAIN_S if cycle.waiting_for_100_continue else LONGEST_DRAIN_S
-        self._deadline = self.loop.call_later(longest_s, self.transport.abort)
+        self._waits_for_leave = cycle.waiting_for_100_continue
+        self._abort_after(HELD_BACK_DRAIN_S if self._waits_for_leave else LONGEST_DRAIN_S)
         self._throw_away(len(cycle.body))
         self.after_refusal(self.loop)
 
@@ -203,6 +203,9 @@ class Connection(HttpToolsProtocol):
     def _throw_away(self, n_bytes: int) -> None:
         assert self._unread_bytes is not None
         self._unread_bytes -= n_bytes
+        if n_bytes and self._waits_for_leave:  # no longer
+            self._waits_for_leave = False
+            self._abort_after(LONGEST_DRAIN_S)
         if self._unread_bytes <= 0:
             self.transport.close()
 
@@ -225,6 +228,10 @@ class Connection(HttpToolsProtocol):
         self._head_bytes += n_bytes
         if self._head_bytes > MAX_HEADER_BYTES:
             raise ValueError("more headers than may be")
+
+    def _abort_after(self, seconds: float) -> None:
+        self._end_wait()
+        self._deadline = self.loop.call_later(seconds, self.transport.abort)
 
     def _await_headers(self) -> None:
         self._deadline = self.loop.call_later(self.header_timeout_s, self._too_slow)

@@ -22,9 +22,9 @@ from sensevoice_service.types import Overloaded, ServiceError, UploadTooLarge
 _log = logging.getLogger("sensevoice_service.requests")
 
 LONGEST_DRAIN_S = 10.0
-# For a client that waits for leave to send its body and gets an answer instead: curl sends after a
-# second of waiting all the same.
-HELD_BACK_DRAIN_S = 1.0
+# For the first byte of a client that waits for leave to send its body and gets an answer instead:
+# curl sends after a second of waiting all the same.
+HELD_BACK_DRAIN_S = 2.0
 
 
 class RequestContext:
