@@ -32,6 +32,7 @@ LOOKS = (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
 MB, MOST_GROWTH_PERCENT = 1_000_000, 2.0
 # At rest for this long it has given back what memory it can.
 PATIENCE_S, SETTLE_S = 120.0, 12.0
+DESCRIPTORS_A_DECODER = 2  # its conversation, and where its host tells how it ended
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Look:
-    """``n_descriptors`` is without one for each decoder: how many are idle is chance."""
+    """``n_descriptors`` is without those for decoders: how many of these are idle is chance."""
 
     n_requests: int
     rss_mb: float
@@ -149,7 +150,8 @@ def look(server: Server, n_requests: int, requests_per_s: float) -> Look:
             time.sleep(0.05)
     time.sleep(SETTLE_S)
     process = psutil.Process(server.pid)
-    n_descriptors = process.num_fds() - len(process.children(recursive=True))
+    decoders = [one for host in process.children() for one in host.children()]
+    n_descriptors = process.num_fds() - DESCRIPTORS_A_DECODER * len(decoders)
     rss_mb = server.rss_bytes() / MB
     return Look(n_requests, rss_mb, n_descriptors, process.num_threads(), requests_per_s)
 
