@@ -85,11 +85,12 @@ def file_problems(files: ModelFiles, *, hashed_size_bytes: int) -> list[str]:
 
     A checkpoint of ``hashed_size_bytes`` is not looked into, because its hash will be compared.
     """
-    faults = [_fault(path) for path in astuple(files)]
-    problems = [fault for fault in faults if fault]
-    if not _fault(files.config_yaml):
+    paths = astuple(files)
+    faults = {path: _fault(path) for path in paths}
+    problems = [fault for path in paths if (fault := faults[path])]
+    if not faults[files.config_yaml]:
         problems += _config_problems(files.config_yaml)
-    if not _fault(files.checkpoint):
+    if not faults[files.checkpoint]:
         problems += _checkpoint_problems(files.checkpoint, hashed_size_bytes)
     return problems
 

@@ -18,6 +18,12 @@ def without_controls(text: str) -> str:
     return _CONTROL.sub("", text).strip()
 
 
+def phrases_of(text: str, parting: re.Pattern[str]) -> list[str]:
+    """What stands between the marks, each on one line; nothing of what is empty."""
+    phrases = (without_controls(" ".join(part.split())) for part in parting.split(text))
+    return [phrase for phrase in phrases if phrase]
+
+
 def languages_of(text: str) -> tuple[str, tuple[str, ...]]:
     """A language, or ``auto`` and those that it is limited to.
 
@@ -39,8 +45,7 @@ def hotwords_of(text: str) -> tuple[str, ...]:
 
     Raises ``ValueError``, which says what is too much of the text.
     """
-    given = (without_controls(" ".join(part.split())) for part in _PARTING.split(text))
-    words = tuple(dict.fromkeys(word for word in given if word))
+    words = tuple(dict.fromkeys(phrases_of(text, _PARTING)))
     if len(words) > MAX_HOTWORDS:
         raise ValueError(f"has {len(words)} words or phrases, at most {MAX_HOTWORDS} are taken")
     if any(len(word) > MAX_HOTWORD_CHARACTERS for word in words):

@@ -186,10 +186,15 @@ def test_clients_that_come_while_it_is_held_up_find_room_to_wait(
         address = ("127.0.0.1", int(server.address.rpartition(":")[2]))
         server.process.send_signal(signal.SIGSTOP)
         try:
-            for _ in range(MANY_CLIENTS):  # the system itself turns away those who find none
+            clients = [  # the system itself turns away those who find none
                 held.enter_context(socket.create_connection(address, timeout=PATIENT_S))
+                for _ in range(MANY_CLIENTS)
+            ]
         finally:
             server.process.send_signal(signal.SIGCONT)
+        for client in clients:
+            client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system has no /proc")

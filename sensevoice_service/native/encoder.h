@@ -48,10 +48,10 @@ int sensevoice_weight_parts(void);
 /* Of the weights of one sign in a group of eight, see tiles_avx2.h; 0 where there is no bound. */
 int sensevoice_highest_weight_sum(void);
 
-/* Frames of utterances, (rows, size of the first block's first norm) with an even number of rows for each, to the
- * best ids (rows), the last norm's (rows, size) and logits (rows, n_out); each may be NULL. A call
- * that `has_followers` leaves cores for them until one has begun since there were `n_calls_before`.
- * 0 where there is no memory for it. */
+/* Frames of utterances, (rows, size of the first block's first norm) with an even number of rows for
+ * each, to the best ids (rows), the last norm's (rows, size) and logits (rows, n_out); each may be
+ * NULL. A call that `has_followers` leaves cores for them until one has begun since there were
+ * `n_calls_before`. 0 where there is no memory for it. */
 int sensevoice_encode(const Network *network, Cores *cores, const float *x, const int32_t *n_frames,
                       int n_utterances, int has_followers, uint32_t n_calls_before,
                       int32_t *ids, float *hidden, float *logits);

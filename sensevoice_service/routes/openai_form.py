@@ -12,7 +12,7 @@ from sensevoice_service.routes import forms
 from sensevoice_service.routes.errors import UnsupportedFormat
 from sensevoice_service.routes.forms import FormLimits
 from sensevoice_service.types import LANGUAGES, DecodeOptions, InvalidRequest, Upload
-from sensevoice_service.wishes import MAX_HOTWORDS, hotwords_of, without_controls
+from sensevoice_service.wishes import MAX_HOTWORDS, hotwords_of, phrases_of
 
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 STREAMED_FORMATS = ("json", "text")
@@ -98,8 +98,7 @@ def prompt_words(prompt: str) -> tuple[str, ...]:
     Whisper's prompts are either names to be spelt right, with commas between them, or the text
     ahead of the audio, whose words are not expected again.
     """
-    parts = [without_controls(" ".join(part.split())) for part in _PARTING.split(prompt)]
-    words = [part for part in parts if part]
+    words = phrases_of(prompt, _PARTING)
     is_list = 2 <= len(words) <= MAX_PROMPT_WORDS and all(map(_is_phrase, words))
     return tuple(dict.fromkeys(words)) if is_list else ()
 
