@@ -22,7 +22,11 @@ POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Cost:
-    """Resident memory of all that is between a client and a copy; the answers' statuses."""
+    """Memory of all that is between a client and a copy, in PSS; the answers' statuses.
+
+    PSS counts a page that two processes share once: Ray starts HAProxy anew in a fork of a process
+    of some 90 MB, and while that fork is no HAProxy yet its resident memory is the parent's again.
+    """
 
     idle_bytes: int
     peak_bytes: int
@@ -54,7 +58,7 @@ def _proxies_bytes(rays: House) -> int:
     total = 0
     for process in rays.processes("ray::Proxy", "ray::HAProxy", "haproxy"):
         with contextlib.suppress(psutil.NoSuchProcess):
-            total += process.memory_info().rss
+            total += process.memory_full_info().pss
     return total
 
 
