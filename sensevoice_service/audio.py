@@ -24,6 +24,7 @@ from av.stream import Discard
 
 from sensevoice_service.containers import Container, inspect
 from sensevoice_service.mixer import mono_16k
+from sensevoice_service.mpeg_tags import Tags
 from sensevoice_service.timeline import TIMED_DEMUXERS, Gap, on_the_clock
 from sensevoice_service.types import (
     DECLARED_SLACK_S,
@@ -52,9 +53,6 @@ DECODERS = (
 # Headers of PCM say all; by default libav reads seconds of samples in search of DTS among them, and
 # half of the time that a short file takes is the search of 32 KiB.
 PROBE_BYTES = {"wav": 4_096, "aiff": 4_096, "caf": 4_096, "au": 4_096}
-# What MP3 files carry between and behind their frames.
-MPEG_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"\0\0\0\0")
-MPEG_HEADER_BYTES = 4
 # Frames of narrow-band AMR by their kind: eight modes of speech, silence, and nothing sent.
 AMR_NB_FRAME_BYTES = {**dict(enumerate((13, 14, 16, 18, 20, 21, 27, 32, 6))), 15: 1}
 
@@ -211,10 +209,10 @@ def _frames(
 ) -> Iterator[AudioFrame]:
     """Frames as the decoder gives them. Raises ``CorruptAudio`` on damage and on a missing end."""
     n_samples = 0
-    decoder = _decoder(stream)
+    decoder, tags = _decoder(stream), Tags()
     try:
         for packet in media.demux(stream):
-            if not packet.size:
+            if not packet.size or tags.hold(packet):
                 continue  # an empty packet would end the decoder's work
             if packet.size > MAX_PACKET_BYTES:
                 raise CorruptAudio("the file holds a packet of an absurd size")
@@ -223,7 +221,7 @@ def _frames(
             try:
                 frames = decoder.decode(packet)
             except av.InvalidDataError:
-                if container.demuxer == "mp3" and _is_beside_frames(bytes(packet)):
+                if container.demuxer == "mp3" and tags.explain(packet):
                     continue
                 raise
             for frame in frames:
@@ -249,9 +247,3 @@ def _is_amr_nb(packet: bytes) -> bool:
             return False
         at += n_bytes
     return True
-
-
-def _is_beside_frames(packet: bytes) -> bool:
-    """A tag in an MP3, or a few stray bytes that are not the start of a frame that was cut off."""
-    is_stray = len(packet) < MPEG_HEADER_BYTES and packet[0] != 0xFF
-    return is_stray or packet.startswith(MPEG_TAGS)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO, Literal
 
 from sensevoice_service.mpeg import MpegFrame, find_frames
+from sensevoice_service.mpeg_tags import id3v2_bytes
 from sensevoice_service.ogg import require_whole_pages
 from sensevoice_service.types import CorruptAudio, EmptyFile, UnsupportedAudio
 from sensevoice_service.window import Window
@@ -57,7 +58,7 @@ def inspect(file: BinaryIO) -> Container:
     window = Window(file)
     if not window.size_bytes:
         raise EmptyFile("the file is empty")
-    start_byte = _id3v2_bytes(window)
+    start_byte = _id3_tags_bytes(window)
     if start_byte:
         window = Window(file, start_byte)
         if not window.size_bytes:
@@ -71,23 +72,21 @@ def inspect(file: BinaryIO) -> Container:
     )
 
 
-def _id3v2_bytes(window: Window) -> int:
+def _id3_tags_bytes(window: Window) -> int:
     """Length of the ID3v2 tags at the start: libav need not unpack pictures and comments."""
     at = 0
     for _ in range(MAX_ID3_TAGS):
-        head = window.peek(at, 10)
-        if len(head) < 10 or head[:3] != b"ID3":
+        length = id3v2_bytes(window.peek(at, 10))
+        if not length:
             break
-        length = 0
-        for byte in head[6:]:
-            length = length << 7 | byte & 0x7F
-        at += 10 + length + (10 if head[5] & 0x10 else 0)
+        at += length
     return at
 
 
 def _demuxer(head: bytes) -> str | None:
     kind = head[8:12]
-    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and kind == b"WAVE":
+    # Not RIFX, whose samples libav reads in the wrong order of bytes.
+    if head[:4] in (b"RIFF", b"RF64", b"BW64") and kind == b"WAVE":
         return "wav"
     if head[:4] == b"RIFF" and kind in (b"AVI ", b"AVIX"):
         return "avi"
@@ -137,14 +136,13 @@ def _require(window: Window, what: str, at_byte: int, length: int) -> bool:
 
 
 def _check_wav(window: Window) -> Container:
-    order: Literal["little", "big"] = "big" if window.peek(0, 4) == b"RIFX" else "little"
-    riff_bytes = 8 + int.from_bytes(window.peek(4, 4), order)
+    riff_bytes = 8 + int.from_bytes(window.peek(4, 4), "little")
     long_data_bytes = packet_bytes = 0
-    for name, at, length in _chunks(window, 12, order):
+    for name, at, length in _chunks(window, 12, "little"):
         if name == b"ds64":
             long_data_bytes = int.from_bytes(window.peek(at + 8, 8), "little")
         if name == b"fmt ":
-            packet_bytes = SLOW_PCM_PACKET_BYTES if _is_slow_pcm(window.peek(at, 12), order) else 0
+            packet_bytes = SLOW_PCM_PACKET_BYTES if _is_slow_pcm(window.peek(at, 12)) else 0
         if name == b"data":
             if length == 0 and riff_bytes == window.size_bytes:
                 raise EmptyFile("the file holds no audio samples")
@@ -157,9 +155,9 @@ def _check_wav(window: Window) -> Container:
     raise CorruptAudio("the file ends before its audio data")
 
 
-def _is_slow_pcm(fmt: bytes, order: Literal["little", "big"]) -> bool:
+def _is_slow_pcm(fmt: bytes) -> bool:
     """Whether a ``fmt `` chunk tells of plain samples, few a second."""
-    tag, bytes_per_s = (int.from_bytes(part, order) for part in (fmt[:2], fmt[8:12]))
+    tag, bytes_per_s = (int.from_bytes(part, "little") for part in (fmt[:2], fmt[8:12]))
     return tag == 1 and 0 < bytes_per_s <= SLOW_PCM_BYTES_PER_S
 
 
@@ -186,7 +184,8 @@ def _check_caf(window: Window) -> Container:
 
 def _check_au(window: Window) -> Container:
     at, length = (int.from_bytes(window.peek(byte, 4), "big") for byte in (4, 8))
-    return Container("au", sized=_require(window, "the audio data", at, length))
+    sized = _require(window, "the audio data", at, length)
+    return Container("au", sized=sized, end_byte=at + length if sized else 0)
 
 
 def _check_flac(window: Window) -> Container:

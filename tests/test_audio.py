@@ -14,7 +14,7 @@ import soundfile
 from av.codec.codec import UnknownCodecError
 
 from sensevoice_service.audio import AudioLimits, decode
-from sensevoice_service.types import SAMPLE_RATE_HZ, AudioTooLong, Upload
+from sensevoice_service.types import SAMPLE_RATE_HZ, AudioTooLong, CorruptAudio, Upload
 from tests.audio_files import (
     NO_LIMIT,
     Samples,
@@ -29,10 +29,25 @@ from tests.audio_files import (
 
 ID3V1 = b"TAG" + b"title".ljust(125, b"\0")
 LYRICS = b"LYRICSBEGININD0000200LYR00005hello000043LYRICS200"
-
-
+# Frames' headers, as a picture has them by chance; the last one's frame would go on behind the tag.
+PICTURE = b"\xff\xfb\x90\x64" * 25_000 + bytes(256) + b"\xff\xf3\x48\xc4" + bytes(20)
+MP3_FRAME_SAMPLES = 576  # of MPEG-2, that is at 16 kHz
 AMR_WB = b"#!AMR-WB\n"
 WIDE_FRAMES = b"".join(bytes([4, *17 * [index % 7]]) for index in range(100))  # a faint rattle
+
+
+def id3_tag(content: bytes) -> bytes:
+    sizes = (len(content) >> shift & 0x7F for shift in (21, 14, 7, 0))
+    return b"ID3\4\0\0" + bytes(sizes) + content
+
+
+def ape_tag(content: bytes) -> bytes:
+    items = struct.pack("<II", len(content), 2) + b"Cover Art (Front)\0" + content
+    header, footer = (
+        b"APETAGEX" + struct.pack("<IIII8x", 2000, len(items) + 32, 1, flags << 29)
+        for flags in (0b101, 0b100)
+    )
+    return header + items + footer
 
 
 def with_silence(samples: Samples, n_samples: int) -> Samples:
@@ -252,16 +267,34 @@ def test_joined_mp3_files_are_decoded_to_the_last() -> None:
     assert abs(len(decoded(data + data)) / SAMPLE_RATE_HZ - 4.0) < 0.15
 
 
+@pytest.mark.parametrize("tag", [id3_tag(PICTURE), ape_tag(PICTURE)])
+def test_a_picture_in_a_tag_behind_an_mp3_is_no_damage(tag: bytes) -> None:
+    data = encode(voice(2.0), SAMPLE_RATE_HZ, "libmp3lame", "mp3", options={"write_xing": "0"})
+    assert np.array_equal(decoded(data + tag + ID3V1), decoded(data))
+
+
+@pytest.mark.parametrize("tag", [id3_tag(PICTURE), ape_tag(PICTURE), ape_tag(PICTURE) + ID3V1])
+def test_a_picture_where_mp3_files_were_joined_costs_a_few_frames_at_most(tag: bytes) -> None:
+    data = encode(voice(2.0), SAMPLE_RATE_HZ, "libmp3lame", "mp3", options={"write_xing": "0"})
+    joined, apart = decoded(data + tag + data), decoded(data)
+    assert 0 <= 2 * len(apart) - len(joined) <= 4 * MP3_FRAME_SAMPLES
+
+
+def test_damage_behind_a_tag_is_damage() -> None:
+    data = encode(voice(2.0), SAMPLE_RATE_HZ, "libmp3lame", "mp3", options={"write_xing": "0"})
+    damaged = data[:4000] + bytes([0x55]) * 3000 + data[7000:]
+    decoded(data + id3_tag(PICTURE) + data)
+    with pytest.raises(CorruptAudio):
+        decoded(data + id3_tag(PICTURE) + damaged)
+
+
 @pytest.mark.parametrize(
     ("codec", "container"), [("libmp3lame", "mp3"), ("flac", "flac"), ("aac", "adts")]
 )
 def test_an_id3_tag_with_a_large_picture_is_passed_over(codec: str, container: str) -> None:
-    picture = b"ID3\4\0\0\0\x06\x1a\x00" + b"\xff\xfb\x90\x64" * 25_000 + bytes(256)
     options = {"id3v2_version": "0"} if container == "mp3" else None
     data = encode(voice(1.0), SAMPLE_RATE_HZ, codec, container, options=options)
-    size = struct.pack("4B", *((len(picture) - 10 >> shift & 0x7F) for shift in (21, 14, 7, 0)))
-    tagged = picture[:6] + size + picture[10:] + data
-    assert np.array_equal(decoded(tagged), decoded(data))
+    assert np.array_equal(decoded(id3_tag(PICTURE) + data), decoded(data))
 
 
 def test_tags_in_another_encoding_are_no_fault() -> None:
