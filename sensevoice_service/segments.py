@@ -20,6 +20,8 @@ _MAX_SEGMENT_S = 15.0
 # Quotes and brackets may follow a stop; a letter alone or a title before one is cut short by it.
 _SENTENCE_END = re.compile(r"[.!?。！？…．｡][\"'”’»)\]）」』】》]*$")
 _CLAUSE_END = re.compile(r"[,;:，；：、､—–-][\"'”’»)\]）」』】》]*$")
+# Japanese: they lengthen or alter the character before them, and begin no line (JIS X 4051).
+_NO_START = frozenset("ーｰ々ゝゞヽヾぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶｧｨｩｪｫｬｭｮｯ")
 _ABBREVIATION = re.compile(r"\W*([A-Za-z]|([A-Za-z]\.)+[A-Za-z]|Mr|Mrs|Ms|Dr|St|vs)\.")
 
 
@@ -65,7 +67,7 @@ def divide(
 
     ``reach(i)`` is the end of the longest part that may start at word ``i``; one word may always
     be a part. ``sizes(i, j)`` tells how full parts are that start at word ``i`` and end at those
-    from ``i + 1`` to ``j``, 1 being full. A break is the dearer the less it is heard, up to 0.6,
+    from ``i + 1`` to ``j``, 1 being full. A break is the dearer the less it is heard, up to 0.9,
     and each part costs ``part_cost``, which is 1 or more. The cheapest way is found from the end.
     """
     n = len(words)
@@ -88,6 +90,8 @@ def divide(
 
 def _badness(before: Word, after: Word) -> float:
     """Of a break between two words."""
+    if after.text.lstrip()[:1] in _NO_START:
+        return 0.9
     if ends_sentence(before):
         return 0.0
     if after.start_s - before.end_s >= PAUSE_S:

@@ -51,6 +51,14 @@ def test_a_short_segment_is_one_cue() -> None:
     assert cue == Cue(1234, 2134, ("the cat sat",))
 
 
+def test_no_line_begins_with_a_character_that_belongs_to_the_one_before() -> None:
+    said_ = "コンピューターサーバーのデータセンターでエラーが発生してちょっと様々なサポートセンターに"
+    heard = [lines_of(said_[at:] * 2) for at in range(20) if said_[at] not in "ュー"]
+    lines = [line for cues_ in heard for cue in cues_ for line in cue]
+    assert len(lines) > 50
+    assert not [line for line in lines if line[0] in "ーュっょ々"]
+
+
 def test_nothing_said_is_no_cue() -> None:
     assert cues(transcript(), RULES) == ()
     assert to_srt(transcript(), RULES) == ""
@@ -172,7 +180,7 @@ def test_any_text_survives_in_both_formats(text: str) -> None:
     assert two.text == "after"
 
 
-TEXTS = (" the", " a", "今", "天，", " sat.", " <in>,", " extraordinary")
+TEXTS = (" the", " a", "今", "天，", "ー", "ょ", " sat.", " <in>,", " extraordinary")
 
 
 def milliseconds(clock: str) -> int:
@@ -216,7 +224,7 @@ def test_cues_keep_their_rules_and_lose_no_text(seed: int) -> None:
     for cue, limit in zip(shown, [cue.start_ms for cue in shown[1:]], strict=False):
         assert cue.end_ms - cue.start_ms >= min(round(1000 * rules.min_s), limit - cue.start_ms)
     for line in (line for cue in shown for line in cue.lines):
-        n_wide = sum(char in "今天，" for char in line)
+        n_wide = sum(char in "今天，ーょ" for char in line)
         share = n_wide / rules.max_line_cjk + (len(line) - n_wide) / rules.max_line_latin
         assert 0 < share <= 1 + 1e-9
     assert all(1 <= len(cue.lines) <= rules.max_lines for cue in shown)

@@ -3,6 +3,7 @@
 const PAUSE_S = 0.5;
 const SENTENCE_END = /[.!?。！？…．｡]["'”’»)\]）」』】》]*$/u;
 const CLAUSE_END = /[,;:，；：、､—–-]["'”’»)\]）」』】》]*$/u;
+const NO_START = /^\s*[ーｰ々ゝゞヽヾぁぃぅぇぉっゃゅょゎァィゥェォッャュョヮヵヶｧｨｩｪｫｬｭｮｯ]/u;
 const ABBREVIATION = /^[^\p{L}\p{N}_]*([A-Za-z]|([A-Za-z]\.)+[A-Za-z]|Mr|Mrs|Ms|Dr|St|vs)\.$/u;
 const CLOSING = new Set(",.!?;:%)]}…");
 const UNSPACED = oneOf(
@@ -27,7 +28,7 @@ export function isWide(char) {
 
 /**
  * Few and even parts. `reach(i)` is the end of the longest part that may start at word `i`,
- * `size(i, j)` how full a part is, 1 being full; each part costs `partCost`, and a break up to 0.6.
+ * `size(i, j)` how full a part is, 1 being full; each part costs `partCost`, and a break up to 0.9.
  */
 export function divide(words, reach, size, partCost = 1) {
   const n = words.length;
@@ -49,6 +50,7 @@ export function divide(words, reach, size, partCost = 1) {
 }
 
 function badness(before, after) {
+  if (NO_START.test(after.text)) return 0.9;
   if (endsSentence(before)) return 0;
   if (after.start_s - before.end_s >= PAUSE_S) return 0.1;
   if (CLAUSE_END.test(before.text)) return 0.2;
