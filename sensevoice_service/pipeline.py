@@ -33,7 +33,7 @@ from sensevoice_service.types import (
 
 _T = TypeVar("_T")
 
-# Four steps of 16 bits: below this there is nothing to hear, whatever a model makes of it.
+# Four steps of 16 bits: a swing below this is nothing to hear, whatever a model makes of it.
 SILENCE_PEAK = 4 / 32_768
 FEW_SAMPLES = 256
 # Chunks of a file that share a task of the pool; at a file's end no more are left to be merged.
@@ -273,7 +273,8 @@ def is_silent(samples: NDArray[np.float32]) -> bool:
 
 
 def _peak(samples: NDArray[np.float32]) -> float:
-    return max(float(samples.max()), -float(samples.min()))
+    """Around the middle: silence in A-law and of many recorders is a constant that is not 0."""
+    return (float(samples.max()) - float(samples.min())) / 2
 
 
 def _without_tokens(hypothesis: Hypothesis) -> Hypothesis:

@@ -40,7 +40,7 @@ from sensevoice_service.types import (
     UnsupportedAudio,
     Upload,
 )
-from tests.audio_files import Samples, pcm16, upload, voice, wav
+from tests.audio_files import Samples, decoded, encode, pcm16, upload, voice, wav
 from tests.echo import VOCABULARY, EchoQueue, completion, policy, words
 from tests.models import Model, chunk_of, noise
 
@@ -469,6 +469,17 @@ def test_one_sample_is_enough_not_to_be_silent() -> None:
             assert not is_silent(samples)
             samples[place] = 0.0
     assert is_silent(samples[:1])
+
+
+@pytest.mark.parametrize("codec", ["pcm_alaw", "pcm_mulaw", "g722"])
+def test_silence_is_silent_in_the_codecs_of_telephones(codec: str) -> None:
+    rate_hz = 16_000 if codec == "g722" else 8_000
+    data = encode(np.zeros(rate_hz, np.float32), rate_hz, codec, "wav")
+    assert is_silent(decoded(data))
+
+
+def test_a_constant_offset_is_no_sound() -> None:
+    assert is_silent(np.full(SAMPLE_RATE_HZ, 0.1, np.float32))
 
 
 @pytest.mark.skipif(
