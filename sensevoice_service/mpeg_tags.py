@@ -1,7 +1,7 @@
 """Tags in an MP3: ID3v2 [1] and APEv2 [2] tell their length, others and padding do not.
 
-They lie ahead of the frames, behind them, and, where files were joined, between them. To a parser of
-frames a picture in one is full of false frames, so a tag is passed over by its length.
+They lie ahead of the frames, behind them, and, where files were joined, between them. To a parser
+of frames a picture in one is full of false frames, so a tag is passed over by its length.
 
 [1] https://id3.org/id3v2.4.0-structure, 3.1 and 3.4
 [2] https://wiki.hydrogenaud.io/index.php?title=APEv2_specification
