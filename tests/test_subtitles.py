@@ -52,7 +52,9 @@ def test_a_short_segment_is_one_cue() -> None:
 
 
 def test_no_line_begins_with_a_character_that_belongs_to_the_one_before() -> None:
-    said_ = "コンピューターサーバーのデータセンターでエラーが発生してちょっと様々なサポートセンターに"
+    said_ = (
+        "コンピューターサーバーのデータセンターでエラーが発生してちょっと様々なサポートセンターに"
+    )
     heard = [lines_of(said_[at:] * 2) for at in range(20) if said_[at] not in "ュー"]
     lines = [line for cues_ in heard for cue in cues_ for line in cue]
     assert len(lines) > 50
