@@ -50,6 +50,7 @@ BUCKETS = tuple(
     for frames in BUCKET_FRAMES
     if rows * frames <= MAX_BUCKET_FRAMES
 )
+LEAST_ALIKE = 0.9  # ids of a replay and of its kernels run one by one
 
 
 def best_bucket(buckets: Collection[Bucket], rows: int, frames: int) -> Bucket | None:
@@ -117,11 +118,14 @@ class Graphs:
         forward: Forward,
         inputs_of: Callable[[Bucket], StaticInputs],
         capture: Capture,
+        sample: FeatureBatch,
     ) -> None:
-        """Capture those that are not yet; after one that fails, only those of half its frames.
+        """Capture those that are not yet, the largest first, so that others fit into its memory.
 
-        The largest come first, so that the others fit into the memory that they share. What
-        ``forward`` reads besides its arguments has to stay where it is.
+        What ``forward`` reads besides its arguments has to stay where it is. Each replay has to
+        hear in ``sample``, which all buckets hold, what ``forward`` hears. After one that does not
+        fit into memory those of half its frames come next; after any other failure none, since it
+        may have left torch's allocator in the midst of a capture.
         """
         most_frames: float = math.inf
         for bucket in sorted(buckets, key=lambda b: -b.padded_frames):
@@ -129,9 +133,14 @@ class Graphs:
                 continue
             try:
                 inputs = inputs_of(bucket)
-                replay = capture(partial(forward, *inputs.arguments()))
+                run = partial(forward, *inputs.arguments())
+                replay = capture(run)
+                inputs.fill(sample)
+                _require_likeness(run(), replay(), sample)
             except RuntimeError as error:
                 _log.warning("no graph of %s, so some batches run slower: %s", bucket, error)
+                if not isinstance(error, torch.OutOfMemoryError):
+                    break
                 most_frames = bucket.padded_frames // 2
                 continue
             with self._lock:
@@ -148,6 +157,17 @@ class Graphs:
             inputs, replay = self._captured[bucket]
             inputs.fill(batch)
             return replay()[:rows, :frames].to("cpu", copy=True)
+
+
+def _require_likeness(wanted: Tensor, found: Tensor, sample: FeatureBatch) -> None:
+    """Raises ``RuntimeError`` where ids differ; a few may, since sums need have no fixed order."""
+    alike = [
+        wanted[row, : PROMPT_FRAMES + length] == found[row, : PROMPT_FRAMES + length]
+        for row, length in enumerate(sample.lengths)
+    ]
+    share = float(torch.cat(alike).float().mean())
+    if share < LEAST_ALIKE:
+        raise RuntimeError(f"its replay has {share:.0%} of the ids that the kernels have")
 
 
 class CudaCapture:

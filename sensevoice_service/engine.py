@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
+import re
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -14,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sensevoice_service.check_utterance import check_chunk
 from sensevoice_service.ctc import best_path
 from sensevoice_service.cuda_graphs import BUCKETS, Bucket, CudaCapture, Graphs, InputMemory
 from sensevoice_service.encoder import EncoderConfig, SenseVoice
+from sensevoice_service.encoder_inputs import Features
 from sensevoice_service.frontend import FeatureBatch, Frontend, read_cmvn, require_known
 from sensevoice_service.fused_sums import choose_sums
 from sensevoice_service.types import (
@@ -33,6 +37,8 @@ from sensevoice_service.types import (
 Precision = Literal["fp32", "bf16", "int8"]
 TorchPrecision = Literal["fp32", "bf16"]
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 # The head's output is 25,055 wide: a slice of this many frames takes 100 MB in fp32.
 HEAD_FRAMES = 1_024
@@ -95,6 +101,17 @@ class Engine:
                 for row, length in enumerate(batch.lengths)
             ]
 
+    @torch.inference_mode()
+    def hidden(self, batch: FeatureBatch) -> list[Features]:
+        """What the CTC head sees of each row: float32 ``(4 + T, output_size)``, on the host."""
+        hidden = self.model.encode(
+            batch.features, batch.n_frames, batch.language_rows, batch.textnorm_rows
+        )
+        rows = hidden.float().cpu().numpy()
+        return [
+            row[: PROMPT_FRAMES + length] for row, length in zip(rows, batch.lengths, strict=True)
+        ]
+
     def run(self, batch: FeatureBatch) -> Tensor:
         """As ``best_ids``; on the host already where it was a graph."""
         ids = self._graphs.run(batch)
@@ -134,7 +151,8 @@ class Engine:
     def capture_graphs(self, buckets: Collection[Bucket] = BUCKETS) -> None:
         """For a GPU: run batches that fit one of the buckets as one launch from now on."""
         memory = InputMemory(buckets, self.model.config.input_size, self.device)
-        self._graphs.capture(buckets, self.best_ids, memory, CudaCapture(self.device))
+        sample, capture = self.frontend([check_chunk()]), CudaCapture(self.device)
+        self._graphs.capture(buckets, self.best_ids, memory, capture, sample)
 
     def gpu_memory(self) -> dict[str, int] | None:
         """Bytes in use and in all of the whole GPU, and those this process holds."""
@@ -168,14 +186,34 @@ def noise_chunk(duration_s: float) -> Chunk:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """``auto`` is the first GPU or the CPU; raises ``ModelError`` for a GPU that is not there."""
+    """``auto`` is the first GPU that this torch has code for, or the CPU.
+
+    Raises ``ModelError`` for a GPU that is not there or too old.
+    """
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "auto":
-        return torch.device("cuda:0" if n_gpus else "cpu")
+        return next(filter(_has_code, map(_gpu, range(n_gpus))), torch.device("cpu"))
     device = torch.device(wanted)
     if device.type == "cuda" and (device.index or 0) >= n_gpus:
         raise ModelError(f"DEVICE={wanted}: this machine has {n_gpus} usable GPUs; try DEVICE=auto")
+    if device.type == "cuda" and not _has_code(device):
+        raise ModelError(f"DEVICE={wanted}: torch {torch.__version__} is not for GPUs this old")
     return device
+
+
+def _gpu(index: int) -> torch.device:
+    return torch.device("cuda", index)
+
+
+def _has_code(device: torch.device) -> bool:
+    """Whether a GPU is no older than the oldest that torch was compiled for, such as ``sm_75``."""
+    known = [re.sub(r"\D", "", name) for name in torch.cuda.get_arch_list()]
+    oldest = min((int(number) for number in known if number), default=0)
+    has_code = torch.cuda.get_device_capability(device) >= divmod(oldest, 10)
+    if not has_code:
+        name = torch.cuda.get_device_name(device)
+        _log.warning("%s (%s) is too old for torch %s", device, name, torch.__version__)
+    return has_code
 
 
 def choose_precision(quantize: str, device: torch.device) -> Precision:
@@ -185,9 +223,14 @@ def choose_precision(quantize: str, device: torch.device) -> Precision:
         raise ModelError("QUANTIZE=int8 is for the CPU; on a GPU use bf16 or auto")
     if quantize == "int8" or (quantize == "auto" and on_cpu):
         return "int8"
-    if quantize == "bf16" or (quantize == "auto" and torch.cuda.is_bf16_supported()):
+    if quantize == "bf16" or (quantize == "auto" and _has_bf16(device)):
         return "bf16"
     return "fp32"
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """In its tensor cores: torch itself says yes where it is emulated, too."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def load_engine(
@@ -262,5 +305,6 @@ def _out_of_memory_by_name() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         traceback.clear_frames(error.__traceback__)  # they hold the tensors of that call
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # it is refused for good after a capture that was broken off
+            torch.cuda.empty_cache()
         raise DeviceOutOfMemory(str(error)) from None

@@ -8,7 +8,6 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from sensevoice_service.encoder import SenseVoice
 from sensevoice_service.encoder_inputs import Features
 from sensevoice_service.engine import Precision
 from sensevoice_service.frontend import FeatureBatch, Frontend
@@ -22,6 +21,7 @@ class Comparable(Protocol):
     """An engine whose hidden states can be read."""
 
     frontend: Frontend
+    device: torch.device
     precision: Precision
 
     def hidden(self, batch: FeatureBatch) -> list[Features]: ...
@@ -34,17 +34,15 @@ def likeness(reference: Sequence[Features], found: Sequence[Features]) -> float:
     return float(np.mean(np.sum(a * b, axis=1) / np.maximum(norms, 1e-9)))
 
 
-@torch.inference_mode()
-def require_likeness(model: SenseVoice, engine: Comparable, chunk: Chunk) -> float:
-    """Compare with the model in fp32 on one utterance; raises ``ModelError`` where they differ."""
-    batch = engine.frontend([chunk])
-    reference = model.encode(
-        batch.features, batch.n_frames, batch.language_rows, batch.textnorm_rows
-    )
-    found = likeness([reference[0].numpy()], engine.hidden(batch))
+def require_likeness(reference: Comparable, engine: Comparable, chunk: Chunk) -> float:
+    """Compare two engines on one utterance; raises ``ModelError`` where they differ."""
+    wanted, heard = (one.hidden(one.frontend([chunk])) for one in (reference, engine))
+    found = likeness(wanted, heard)
     if not found >= LEAST_LIKENESS:
+        place = "this CPU" if engine.device.type == "cpu" else engine.device
+        way_out = "DEVICE=cpu" if engine.precision == "fp32" else "QUANTIZE=off"
         raise ModelError(
-            f"{engine.precision} on this CPU does not agree with fp32 (cosine {found:.2f}):"
-            " set QUANTIZE=off"
+            f"{engine.precision} on {place} does not agree with fp32 (cosine {found:.2f}):"
+            f" set {way_out}"
         )
     return found

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
-import wave
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sensevoice_service.callers import Threads
+from sensevoice_service.check_utterance import check_chunk
 from sensevoice_service.engine import (
     Engine,
     EngineFiles,
@@ -40,10 +38,7 @@ from sensevoice_service.onnx_engine import OnnxEngine, choose_int8
 from sensevoice_service.steering import AnyEngine, Legible, SteeredEngine
 from sensevoice_service.tags import Vocabulary
 from sensevoice_service.tokenizer import load_vocabulary
-from sensevoice_service.types import Chunk, DecodeOptions, ModelError
-
-# Speech that ships with the project, to see that an engine hears what the fp32 model hears.
-CHECK_UTTERANCE = Path(__file__).parents[1] / "samples" / "hello.wav"
+from sensevoice_service.types import ModelError
 
 _log = logging.getLogger(__name__)
 
@@ -119,13 +114,15 @@ def _open_engine(
     threads: Threads,
 ) -> AnyEngine:
     precision = choose_precision(quantize, device)
+    plain = load_engine(files, vocabulary.size, torch.device("cpu"), "fp32")
     engine: Legible
     if device.type == "cpu":
-        plain = load_engine(files, vocabulary.size, device, "fp32")
         engine = _open_on_cpu(plain, precision, threads, is_wish=quantize == "auto")
     else:
         assert precision != "int8"
         engine = load_engine(files, vocabulary.size, device, precision)
+        found = require_likeness(plain, engine, check_chunk())
+        _log.info("%s on %s agrees with fp32: cosine %.4f", precision, device, found)
     return SteeredEngine(engine, vocabulary)
 
 
@@ -153,7 +150,7 @@ def share_cores(
 def _open_native(plain: Engine, threads: Threads, target: Target) -> NativeEngine | None:
     try:
         engine = NativeEngine(plain.model, plain.frontend, threads, load_library(target))
-        found = require_likeness(plain.model, engine, check_chunk())
+        found = require_likeness(plain, engine, check_chunk())
     except (NativeUnavailable, ModelError) as error:
         _log.warning("%s; %s", error, target.without_it)
         return None
@@ -166,7 +163,7 @@ def _open_onnx(plain: Engine, precision: Precision, threads: Threads, is_wish: b
     int8 = choose_int8() if precision == "int8" else None
     engine = OnnxEngine(plain.model, plain.frontend, int8, threads)
     try:
-        found = require_likeness(plain.model, engine, check_chunk())
+        found = require_likeness(plain, engine, check_chunk())
     except ModelError as error:
         if int8 is None or not is_wish:
             raise
@@ -174,9 +171,3 @@ def _open_onnx(plain: Engine, precision: Precision, threads: Threads, is_wish: b
         return OnnxEngine(plain.model, plain.frontend, None, threads)
     _log.info("%s in onnxruntime agrees with fp32: cosine %.4f", precision, found)
     return engine
-
-
-def check_chunk() -> Chunk:
-    with wave.open(str(CHECK_UTTERANCE)) as reader:
-        samples = np.frombuffer(reader.readframes(reader.getnframes()), "<i2")
-    return Chunk(samples.astype(np.float32) / np.float32(32_768), 0, 0, DecodeOptions())

@@ -9,6 +9,7 @@ of frames a picture in one is full of false frames, so a tag is passed over by i
 
 from __future__ import annotations
 
+from av.audio.stream import AudioStream
 from av.packet import Packet
 
 _KINDS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"\0\0\0\0")
@@ -24,11 +25,11 @@ class Tags:
     def __init__(self) -> None:
         self._end_byte = 0
 
-    def hold(self, packet: Packet) -> bool:
+    def hold(self, packet: Packet[AudioStream]) -> bool:
         """Whether a packet lies within a tag that has been found."""
         return self._end_byte > 0 and packet.pos is not None and packet.pos < self._end_byte
 
-    def explain(self, packet: Packet) -> bool:
+    def explain(self, packet: Packet[AudioStream]) -> bool:
         """Whether a packet that cannot be decoded is no damage.
 
         That is a tag, what a false frame at the end of one has left of the first true one, or a few

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from sensevoice_service.check_utterance import check_chunk
 from sensevoice_service.cpu_flags import read_cpu_flags
 from sensevoice_service.ctc import best_path
 from sensevoice_service.frontend import FeatureBatch
-from sensevoice_service.loading import check_chunk
 from sensevoice_service.native_library import (
     PLAIN,
     TARGETS,

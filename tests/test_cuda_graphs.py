@@ -9,12 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from sensevoice_service.check_utterance import check_chunk
 from sensevoice_service.cuda_graphs import (
     BUCKETS,
     MAX_BUCKET_FRAMES,
     Bucket,
+    Capture,
     Graphs,
     InputMemory,
+    Replay,
     best_bucket,
 )
 from sensevoice_service.frontend import FeatureBatch
@@ -61,6 +64,7 @@ def expected_ids(batch: FeatureBatch) -> list[list[int]]:
     return real_ids(ids, batch.lengths)
 
 
+SAMPLE = batch_of(5, seed=9)
 inputs_of = InputMemory((SMALL, MIDDLE, LARGE), WIDTH, CPU)
 
 
@@ -72,7 +76,7 @@ def eager(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
 @pytest.fixture
 def graphs() -> Graphs:
     graphs = Graphs()
-    graphs.capture((SMALL, MIDDLE, LARGE), forward, inputs_of, eager)
+    graphs.capture((SMALL, MIDDLE, LARGE), forward, inputs_of, eager, SAMPLE)
     return graphs
 
 
@@ -180,7 +184,11 @@ def test_all_buckets_share_one_memory() -> None:
 def test_ids_are_the_callers_own() -> None:
     output = torch.zeros(1, 12, dtype=torch.int32)
     graphs = Graphs()
-    graphs.capture((SMALL,), forward, inputs_of, lambda run: lambda: output.copy_(run()))
+
+    def copied(run: Replay) -> Replay:
+        return lambda: output.copy_(run())
+
+    graphs.capture((SMALL,), forward, inputs_of, copied, SAMPLE)
     batches = [batch_of(8, seed=seed) for seed in range(2)]
     answers = [graphs.run(batch) for batch in batches]
     for ids, batch in zip(answers, batches, strict=True):
@@ -206,27 +214,32 @@ def test_the_largest_is_captured_first_and_none_twice() -> None:
 
     graphs = Graphs()
     for _ in range(2):
-        graphs.capture((SMALL, LARGE, MIDDLE), forward, inputs_of, capture)
+        graphs.capture((SMALL, LARGE, MIDDLE), forward, inputs_of, capture, SAMPLE)
     assert shapes == [(4, 40), (2, 20), (1, 12)]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("not while capturing"), torch.OutOfMemoryError("")])
-def test_a_capture_that_fails_costs_a_warning_and_its_speed_alone(
-    caplog: pytest.LogCaptureFixture, error: Exception
-) -> None:
-    tried: list[tuple[int, int]] = []
+def failing(error: Exception, bucket: Bucket, tried: list[tuple[int, int]]) -> Capture:
+    """A capture that fails on one bucket, and notes what it is asked for."""
 
-    def capture(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def capture(run: Replay) -> Replay:
         rows, frames = run().shape
         tried.append((rows, frames))
-        if rows == LARGE.rows:
+        if rows == bucket.rows:
             raise error
         return run
 
+    return capture
+
+
+def test_after_a_capture_that_does_not_fit_come_those_of_half_its_size(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tried: list[tuple[int, int]] = []
+    capture = failing(torch.OutOfMemoryError("too large"), LARGE, tried)
     graphs, nearly_as_large = Graphs(), Bucket(3, 40)
     memory = InputMemory((LARGE,), WIDTH, CPU)
     with caplog.at_level(logging.WARNING):
-        graphs.capture((SMALL, nearly_as_large, MIDDLE, LARGE), forward, memory, capture)
+        graphs.capture((SMALL, nearly_as_large, MIDDLE, LARGE), forward, memory, capture, SAMPLE)
     assert len(caplog.records) == 1
     assert "Bucket(rows=4, frames=40)" in caplog.text
     assert tried == [(4, 40), (2, 20), (1, 12)]
@@ -235,6 +248,29 @@ def test_a_capture_that_fails_costs_a_warning_and_its_speed_alone(
     ids = graphs.run(batch)
     assert ids is not None
     assert real_ids(ids, batch.lengths) == expected_ids(batch)
+
+
+def test_a_capture_that_is_broken_off_is_the_last(caplog: pytest.LogCaptureFixture) -> None:
+    tried: list[tuple[int, int]] = []
+    graphs, capture = Graphs(), failing(RuntimeError("not while capturing"), MIDDLE, tried)
+    with caplog.at_level(logging.WARNING):
+        graphs.capture((SMALL, MIDDLE, LARGE), forward, inputs_of, capture, SAMPLE)
+    assert len(caplog.records) == 1
+    assert tried == [(4, 40), (2, 20)]
+    batch = batch_of(5)
+    ids = graphs.run(batch)
+    assert ids is not None
+    assert real_ids(ids, batch.lengths) == expected_ids(batch)
+
+
+def test_a_replay_that_hears_something_else_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    graphs = Graphs()
+    with caplog.at_level(logging.WARNING):
+        graphs.capture(
+            (SMALL, LARGE), forward, inputs_of, lambda run: lambda: torch.zeros_like(run()), SAMPLE
+        )
+    assert "its replay has 0% of the ids that the kernels have" in caplog.text
+    assert graphs.run(batch_of(5)) is None
 
 
 @pytest.fixture
@@ -260,7 +296,9 @@ def test_the_real_network_gives_the_same_in_a_larger_shape(small_model: Model) -
     width = engine.model.config.input_size
     graphs = Graphs()
     bucket = Bucket(4, 64)
-    graphs.capture((bucket,), engine.best_ids, InputMemory((bucket,), width, CPU), eager)
+    sample = engine.frontend([check_chunk()])
+    memory = InputMemory((bucket,), width, CPU)
+    graphs.capture((bucket,), engine.best_ids, memory, eager, sample)
     for lengths in ((50,), (3, 41, 1)):
         rows = [torch.randn(length, width) for length in lengths]
         features = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

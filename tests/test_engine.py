@@ -346,6 +346,8 @@ def test_batches_go_through_the_graphs_of_a_gpu(
 
     monkeypatch.setattr(engines, "CudaCapture", lambda device: capture)
     engine.capture_graphs([Bucket(1, 64), Bucket(8, 64)])
+    assert replayed == [8, 1]
+    replayed.clear()
     expected = small_model.engine(batch)
     assert all(same(*pair) for pair in zip(engine(batch), expected, strict=True))
     assert same(engine(batch[:1])[0], expected[0])
@@ -394,22 +396,30 @@ def test_features_that_do_not_fit_the_device_are_named_too(
         engine(chunks()[:1])
 
 
+VOLTA, TURING, AMPERE, HOPPER = (7, 0), (7, 5), (8, 0), (9, 0)
+
+
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Pretends a number of GPUs, and whether they know bf16."""
+    """Pretends GPUs of these compute capabilities, and a torch for those from 7.5 on."""
 
-    def pretend(number: int, bf16: bool = True) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    def pretend(*capabilities: tuple[int, int]) -> None:
+        def capability(device: torch.device) -> tuple[int, int]:
+            return capabilities[device.index or 0]
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an NVIDIA")
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90a", "compute_120"])
 
     return pretend
 
 
 def test_auto_is_the_first_gpu_or_else_the_cpu(gpus: Any) -> None:
-    gpus(0)
+    gpus()
     assert choose_device("auto") == CPU
-    gpus(2)
+    gpus(HOPPER, HOPPER)
     assert choose_device("auto") == torch.device("cuda:0")
     assert choose_device("cuda:1") == torch.device("cuda:1")
     assert choose_device("cuda") == torch.device("cuda")
@@ -418,28 +428,43 @@ def test_auto_is_the_first_gpu_or_else_the_cpu(gpus: Any) -> None:
 
 @pytest.mark.parametrize(("wanted", "number"), [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2)])
 def test_a_gpu_that_is_not_there_is_named(gpus: Any, wanted: str, number: int) -> None:
-    gpus(number)
+    gpus(*[HOPPER] * number)
     with pytest.raises(ModelError, match=f"DEVICE={wanted}: this machine has {number} usable GPUs"):
         choose_device(wanted)
 
 
+def test_a_gpu_that_torch_has_no_code_for_is_passed_over(
+    gpus: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpus(VOLTA, TURING)
+    assert choose_device("auto") == torch.device("cuda:1")
+    assert "cuda:0 (an NVIDIA) is too old for torch" in caplog.text
+    gpus(VOLTA)
+    assert choose_device("auto") == CPU
+    with pytest.raises(ModelError, match=r"DEVICE=cuda:0: torch .* is not for GPUs this old"):
+        choose_device("cuda:0")
+
+
 @pytest.mark.parametrize(
-    ("quantize", "device", "bf16", "expected"),
+    ("quantize", "device", "expected"),
     [
-        ("auto", "cpu", True, "int8"),
-        ("auto", "cuda", True, "bf16"),
-        ("auto", "cuda", False, "fp32"),
-        ("off", "cuda", True, "fp32"),
-        ("off", "cpu", True, "fp32"),
-        ("bf16", "cpu", True, "bf16"),
-        ("bf16", "cuda", True, "bf16"),
-        ("int8", "cpu", True, "int8"),
+        ("auto", "cpu", "int8"),
+        ("auto", "cuda", "bf16"),
+        ("auto", "cuda:0", "bf16"),
+        ("auto", "cuda:1", "fp32"),
+        ("auto", "cuda:2", "bf16"),
+        ("off", "cuda", "fp32"),
+        ("off", "cpu", "fp32"),
+        ("bf16", "cpu", "bf16"),
+        ("bf16", "cuda", "bf16"),
+        ("bf16", "cuda:1", "bf16"),
+        ("int8", "cpu", "int8"),
     ],
 )
 def test_precision_follows_the_setting_and_the_device(
-    gpus: Any, quantize: str, device: str, bf16: bool, expected: str
+    gpus: Any, quantize: str, device: str, expected: str
 ) -> None:
-    gpus(1, bf16)
+    gpus(HOPPER, TURING, AMPERE)
     assert choose_precision(quantize, torch.device(device)) == expected
 
 

@@ -18,11 +18,10 @@ import torch
 from sensevoice_service import loading
 from sensevoice_service.batcher import Batcher, Worker
 from sensevoice_service.callers import Threads
+from sensevoice_service.check_utterance import CHECK_UTTERANCE, check_chunk
 from sensevoice_service.loading import (
-    CHECK_UTTERANCE,
     EngineOptions,
     OpenModel,
-    check_chunk,
     open_model,
     share_cores,
 )

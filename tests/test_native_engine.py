@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from sensevoice_service.callers import Threads
+from sensevoice_service.check_utterance import check_chunk
 from sensevoice_service.encoder import EncoderConfig, SenseVoice
 from sensevoice_service.frontend import FeatureBatch
 from sensevoice_service.likeness import likeness, require_likeness
-from sensevoice_service.loading import check_chunk
 from sensevoice_service.native_engine import FRAMES_TOGETHER, NativeEngine, grouped, stacked
 from sensevoice_service.native_library import (
     PLAIN,
@@ -72,7 +72,7 @@ def test_it_hears_what_torch_hears(engine: NativeEngine, demo: Model) -> None:
     assert len(heard.token_ids) == 4
     assert heard.prompt_ids == wanted.prompt_ids
     assert np.abs(heard.first_frames - wanted.first_frames).max() <= 1
-    assert require_likeness(demo.engine.model, engine, check_chunk()) > 0.99
+    assert require_likeness(demo.engine, engine, check_chunk()) > 0.99
 
 
 def test_every_length_is_heard_to_its_last_frame(engine: NativeEngine, demo: Model) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from sensevoice_service.check_utterance import check_chunk
 from sensevoice_service.frontend import INT16_SCALE, Frontend, mel_banks
-from sensevoice_service.loading import check_chunk
 from sensevoice_service.native_frontend import NativeFrontend, triangles
 from sensevoice_service.types import lfr_frames
 from tests.engines import NATIVE_TARGETS, native_library

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from sensevoice_service.callers import Threads
+from sensevoice_service.check_utterance import check_chunk
 from sensevoice_service.likeness import require_likeness
-from sensevoice_service.loading import check_chunk
 from sensevoice_service.onnx_engine import OnnxEngine, choose_int8
 from sensevoice_service.onnx_graph import Int8
 from sensevoice_service.types import Chunk, ModelError
@@ -139,8 +139,8 @@ def rough(demo: Model) -> OnnxEngine:
 
 def test_an_engine_that_hears_something_else_is_refused(demo: Model, rough: OnnxEngine) -> None:
     with pytest.raises(ModelError, match="int8 on this CPU does not agree with fp32"):
-        require_likeness(demo.engine.model, rough, check_chunk())
+        require_likeness(demo.engine, rough, check_chunk())
 
 
 def test_an_engine_that_hears_the_same_is_let_through(demo: Model, engine: OnnxEngine) -> None:
-    assert require_likeness(demo.engine.model, engine, check_chunk()) > 0.98
+    assert require_likeness(demo.engine, engine, check_chunk()) > 0.98

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from sensevoice_service.check_utterance import check_chunk
 from sensevoice_service.frontend import Cmvn
-from sensevoice_service.loading import EngineOptions, check_chunk, open_model
+from sensevoice_service.loading import EngineOptions, open_model
 from sensevoice_service.model_store import open_folder
 from training.corpus import MAX_WORDS, Joining, Utterance, draw_training_script, trim
 from training.lexicon import BLANK_ID
