@@ -15,8 +15,10 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-ROWS_A_BLOCK = 4  # neighbours share what the convolution reads
-N_WARPS, THREADS_A_WARP = 4, 32
+# Neighbours share what the convolution reads. With more rows or warps than these the compiler takes
+# each tap through shared memory, with two barriers: their loads wait for one another.
+ROWS_A_BLOCK = 2
+N_WARPS, THREADS_A_WARP = 2, 32
 ALIGNMENT_BYTES = 16
 TYPE_NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -42,16 +44,17 @@ def add_norm(
     n_rows_a_block: tl.constexpr,
 ) -> None:
     """See ``fused_sums.Arguments``. Each program has some rows: frames of one utterance or two."""
-    rows = tl.program_id(0).to(tl.int64) * n_rows_a_block + tl.arange(0, n_rows_a_block)
+    row = tl.program_id(0) * n_rows_a_block + tl.arange(0, n_rows_a_block)
     columns = tl.arange(0, n_block)
-    is_row, is_column = rows < n_rows, columns < n
+    is_row, is_column = row < n_rows, columns < n
+    rows = row.to(tl.int64)
     is_inside = is_row[:, None] & is_column[None, :]
     places = rows[:, None] * n + columns[None, :]
     total = tl.load(x + places, mask=is_inside, other=0.0)
     total += tl.load(added + places, mask=is_inside, other=0.0).to(tl.float32)
     if n_taps > 0:
-        step = rows % n_steps
-        end = tl.load(lengths + rows // n_steps, mask=is_row & (is_padded != 0), other=n_steps)
+        step = row % n_steps
+        end = tl.load(lengths + row // n_steps, mask=is_row & (is_padded != 0), other=n_steps)
         for tap in tl.static_range(n_taps):
             there = step + (tap - n_taps // 2)
             is_real = is_row & (there >= 0) & (there < end)
