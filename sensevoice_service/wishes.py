@@ -20,7 +20,8 @@ def without_controls(text: str) -> str:
 
 def phrases_of(text: str, parting: re.Pattern[str]) -> list[str]:
     """What stands between the marks, each on one line; nothing of what is empty."""
-    phrases = (without_controls(" ".join(part.split())) for part in parting.split(text))
+    parts = filter(None, parting.split(text))
+    phrases = (without_controls(" ".join(part.split())) for part in parts)
     return [phrase for phrase in phrases if phrase]
 
 

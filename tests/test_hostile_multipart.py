@@ -65,6 +65,32 @@ def test_a_text_field_of_2_mib_is_refused(victim: Victim, field: str) -> None:
     assert (status, answer["error"]["code"]) == (400, "malformed_body")
 
 
+PUNYCODE = ("\U00010000" + "a").encode("punycode") + b"a" * 65_000  # quadratic to decode
+
+
+@pytest.mark.parametrize(
+    ("text", "n_fields", "charset", "expected"),
+    [
+        (b"," * 65_536, 2, "utf-8", 200),
+        (b"," * 65_536, 31, "utf-8", 400),
+        (b",".join([b"one"] * 16_000), 2, "utf-8", 200),
+        (PUNYCODE, 2, "punycode", 400),
+    ],
+    ids=["commas", "commas without end", "words", "punycode"],
+)
+def test_as_much_text_as_a_form_holds_costs_less_than_a_second(
+    victim: Victim, text: bytes, n_fields: int, charset: str, expected: int
+) -> None:
+    fields = part(text, 'name="hotwords"') * n_fields
+    with victim.unharmed():
+        before = victim.process.cpu_times()
+        kind = f"multipart/form-data; boundary=edge; charset={charset}"
+        status, _ = post(victim.port, Body(FILE + fields + END, kind))
+        after = victim.process.cpu_times()
+    assert status == expected
+    assert after.user + after.system - before.user - before.system < 1.0
+
+
 @pytest.mark.parametrize(
     ("filler", "expected"),
     [

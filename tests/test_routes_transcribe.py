@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from starlette.testclient import TestClient
 
+from sensevoice_service.routes.forms import CHARSETS
 from sensevoice_service.routes.schemas import ErrorAnswer, TranscribeAnswer
 from sensevoice_service.types import AudioTooLong, CorruptAudio, DecodeOptions, Overloaded
 from tests.http_service import PATIENCE_S, House, house, log_lines, multipart
@@ -281,6 +282,23 @@ def test_a_flood_of_parts_is_refused_before_it_is_read() -> None:
     assert "more than 2 files and 32 text fields" in error(answer)["message"]
 
 
+def test_a_form_has_32_text_fields_at_most() -> None:
+    place = house(MAX_FILES=2)
+    fields = {f"field{number}": "x" for number in range(32)}
+    assert post(place, files(b"one"), **fields).status_code == 200
+    answer = post(place, files(b"one"), **fields, one_more="x")
+    assert answer.status_code == 400
+    assert "more than 2 files and 32 text fields" in error(answer)["message"]
+
+
+def test_a_form_has_128_kib_of_text_at_most() -> None:
+    halves = {"keys": "k" * 50_000, "one": "," * 60_000}
+    assert post(house(), files(b"hello"), **halves).status_code == 200
+    answer = post(house(), files(b"hello"), **halves, two="," * 60_000)
+    assert answer.status_code == 400
+    assert "more than 128 KiB of text" in error(answer)["message"]
+
+
 def test_an_oversized_text_field_is_refused() -> None:
     answer = post(house(), files(b"hello"), keys="k" * 70_000)
     assert (answer.status_code, error(answer)["code"]) == (400, "malformed_body")
@@ -331,12 +349,23 @@ def test_a_broken_form_is_refused(broken: bytes) -> None:
     assert place.admission.stats().active == 0
 
 
-@pytest.mark.parametrize("charset", ["idna", "punycode", "base64", "no-such-thing"])
-def test_an_odd_charset_is_no_fault_of_the_service(charset: str) -> None:
+@pytest.mark.parametrize("charset", ["idna", "punycode", "base64", "no-such-thing", "utf-16"])
+def test_a_charset_that_forms_do_not_have_is_refused(charset: str) -> None:
     body, _ = multipart(b"hello", keys="é")
     headers = {"Content-Type": f"multipart/form-data; boundary=edge; charset={charset}"}
     answer = TestClient(house().app()).post("/transcribe", content=body, headers=headers)
-    assert answer.status_code in (200, 400)
+    assert (answer.status_code, error(answer)["code"]) == (400, "malformed_body")
+
+
+@pytest.mark.parametrize("charset", CHARSETS)
+def test_a_form_may_be_in_a_charset_of_old(charset: bytes) -> None:
+    body, _ = multipart(b"hello", keys="KEY")
+    is_chinese = charset.startswith((b"utf", b"gb", b"big5"))
+    key = "中文" if is_chinese else "plain"
+    headers = {"Content-Type": f"multipart/form-data; boundary=edge; charset={charset.decode()}"}
+    content = body.replace(b"KEY", key.encode(charset.decode()))
+    answer = TestClient(house().app()).post("/transcribe", content=content, headers=headers)
+    assert [detail["key"] for detail in answer.json()["details"]] == [key]
 
 
 def test_a_compressed_form_is_refused_as_such() -> None:

@@ -32,8 +32,14 @@ if TYPE_CHECKING:
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_TEXT_FIELDS = 32
-MAX_TEXT_BYTES = 64 * 1024
+MAX_TEXT_BYTES, MAX_FORM_TEXT_BYTES = 64 * 1024, 128 * 1024  # of one text field, and of all
 MAX_NAME_CHARACTERS = 200
+
+# What forms come in. Of Python's others some take minutes for what fits into a form: punycode.
+CHARSETS = (
+    *(b"utf-8", b"utf8", b"us-ascii", b"ascii", b"iso-8859-1", b"latin-1", b"windows-1252"),
+    *(b"gbk", b"gb2312", b"gb18030", b"big5", b"shift_jis", b"euc-jp", b"euc-kr"),
+)
 
 _SWITCH = {
     **dict.fromkeys(("true", "1", "yes", "on"), True),
@@ -66,6 +72,8 @@ def require_multipart(headers: Headers) -> None:
         raise UnsupportedBody("the body must not be compressed: leave out Content-Encoding")
     if not parameters.get(b"boundary"):
         raise MalformedBody("the content type names no multipart boundary")
+    if parameters.get(b"charset", b"utf-8").lower() not in CHARSETS:
+        raise MalformedBody("the form is in a character set that is not known here: use UTF-8")
 
 
 async def read_form(headers: Headers, client: Client, limits: FormLimits) -> FormData:
@@ -103,20 +111,39 @@ class _FormParser(MultiPartParser):
         )
         self.spool_max_size = limits.spool_bytes
         self._limits = limits
-        self._parts_left = limits.max_files + MAX_TEXT_FIELDS
+        # A file field that was left alone is a file to the parser: ``uploads`` counts those sent.
+        self._parts_left, self._texts_left = limits.max_files + MAX_TEXT_FIELDS, MAX_TEXT_FIELDS
+        self._text_bytes_left = MAX_FORM_TEXT_BYTES
         self._has_ended = False
 
     def on_part_begin(self) -> None:
         self._parts_left -= 1
-        if self._parts_left < 0:
+        self._require_few()
+        super().on_part_begin()
+
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        self._texts_left -= self._current_part.file is None
+        self._require_few()
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._current_part.file is None:
+            self._text_bytes_left -= end - start
+            if self._text_bytes_left < 0:
+                raise MalformedBody(
+                    f"the form has more than {MAX_FORM_TEXT_BYTES // 1024} KiB of text"
+                )
+        super().on_part_data(data, start, end)
+
+    def on_end(self) -> None:
+        self._has_ended = True
+
+    def _require_few(self) -> None:
+        if min(self._parts_left, self._texts_left) < 0:
             raise MalformedBody(
                 f"the form has more than {self._limits.max_files} files"
                 f" and {MAX_TEXT_FIELDS} text fields"
             )
-        super().on_part_begin()
-
-    def on_end(self) -> None:
-        self._has_ended = True
 
     async def _up_to_the_end(
         self, pieces: AsyncGenerator[bytes, None]
@@ -156,10 +183,11 @@ def keys(form: FormData, files: list[Upload]) -> list[str]:
     if not any(given):
         return [file.name or f"audio{number}" for number, file in enumerate(files, 1)]
     has_one_each = len(given) == len(files) > 1  # then a comma is part of a name
-    names = [_clean(name) for name in (given if has_one_each else ",".join(given).split(","))]
-    if len(names) != len(files):
-        message = f"keys must have a name for each file: {len(names)} for {len(files)} files"
+    own = given if has_one_each else ",".join(given).split(",")
+    if len(own) != len(files):
+        message = f"keys must have a name for each file: {len(own)} for {len(files)} files"
         raise InvalidRequest(message, param="keys")
+    names = [_clean(name) for name in own]
     if not all(names):
         raise InvalidRequest("keys has an empty name", param="keys")
     return names
