@@ -25,7 +25,7 @@ RUN cd /app && python3 -m sensevoice_service.native_library
 
 FROM ${CUDA_IMAGE}
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates python3 \
+    && apt-get install -y --no-install-recommends ca-certificates python3 tini \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home --shell /usr/sbin/nologin sensevoice \
     && install -d -o sensevoice -g sensevoice /models
@@ -58,4 +58,7 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=20m --retries=4 \
     CMD ["python", "-m", "sensevoice_service.probe"]
 
+# A process 1 is deaf to a signal until it has a handler for it, which takes Python a second or more
+# of imports. As a child of another it ends at once.
+ENTRYPOINT ["tini", "--"]
 CMD ["python", "api.py"]

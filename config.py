@@ -27,6 +27,8 @@ _ORIGIN = re.compile(r"\*|https?://[^/\s@?#]+")
 _COMMENT = re.compile(r"(^|\s)#.*")  # within a key, # is one of its characters
 _API_KEY = re.compile(r"[!-~]+")  # what a header can carry
 
+DAY_S = 86_400
+
 
 class ConfigError(Exception):
     """A setting is unknown or has a wrong value; the message names it and what is allowed."""
@@ -39,7 +41,11 @@ class Settings(BaseSettings):
         extra="forbid", case_sensitive=True, frozen=True, allow_inf_nan=False
     )
 
-    HOST: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    HOST: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address to listen on; 0.0.0.0 for every interface.",
+    )
     PORT: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     HEADER_TIMEOUT: float = Field(
         10.0, gt=0, description="Seconds a client may take for the headers of a request."
@@ -123,10 +129,13 @@ class Settings(BaseSettings):
         "process", description="Decode uploads in processes of their own, or in the service's."
     )
     DECODE_TIMEOUT_SEC: float = Field(
-        30.0, gt=0, description="Longest that a decoder process may hang or lag, then 504."
+        30.0,
+        gt=0,
+        le=DAY_S,
+        description="Longest that a decoder process may hang or lag, then 504.",
     )
     DECODE_MEMORY_MB: int = Field(
-        512, ge=16, description="MiB that a decoder process may take beyond its own size."
+        512, ge=16, le=2**20, description="MiB that a decoder process may take beyond its own size."
     )
 
     MAX_FILES: int = Field(32, ge=1, description="Most files in one request.")
@@ -165,10 +174,16 @@ class Settings(BaseSettings):
     )
     LOG_FILENAMES: bool = Field(False, description="Log the names that clients give their files.")
     DRAIN_SEC: float = Field(
-        5.0, ge=0, description="How long after SIGTERM it listens on and answers new work with 503."
+        5.0,
+        ge=0,
+        le=DAY_S,
+        description="How long after SIGTERM it listens on and answers new work with 503.",
     )
     SHUTDOWN_TIMEOUT_SEC: int = Field(
-        30, ge=0, description="How long after SIGTERM accepted work may finish; the rest gets 503."
+        30,
+        ge=0,
+        le=DAY_S,
+        description="How long after SIGTERM accepted work may finish; the rest gets 503.",
     )
 
     @field_validator("QUANTIZE", mode="before")

@@ -248,3 +248,7 @@ def test_words_of_an_answer_get_back_the_spaces_of_their_text() -> None:
     assert segment.words == tuple(Word(0.0, 0.5, text) for text in ("hi", " there,", " you"))
     detail["segments"][0]["words"] = words[::-1]
     assert transcript_of(detail).segments[0].words == ()
+
+
+def test_a_path_of_any_characters_can_be_asked() -> None:
+    assert Server.at("http://127.0.0.1/a b/é%20c/").prefix == "/a%20b/%C3%A9%20c"

@@ -121,6 +121,29 @@ def test_a_body_that_comes_after_the_wish_for_another_protocol_is_read() -> None
     assert answer["body"] == "hello"
 
 
+def test_a_client_of_http_1_0_gets_no_interim_answer() -> None:
+    head = b"POST /one HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+    with serving(echo) as port, connect(port) as connection:
+        connection.sendall(head)
+        connection.sendall(b"hello")
+        received = read_all(connection)
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert json.loads(received.partition(b"\r\n\r\n")[2])["body"] == "hello"
+
+
+@pytest.mark.parametrize("path", ["/one", "/v1/audio/transcriptions"])
+def test_a_body_that_is_none_is_told_of_in_the_words_of_its_path(path: str) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nX-Request-Id: mine-1\r\n".encode()
+    data = head + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nZZ\r\n"
+    with serving(echo) as port:
+        status, received = raw(port, data)
+    fields, _, body = received.partition(b"\r\n\r\n")
+    error = json.loads(body)["error"]
+    assert (status, error["code"]) == (400, "malformed_body")
+    assert b"x-request-id: mine-1" in fields
+    assert error.get("request_id") == ("mine-1" if path == "/one" else None)
+
+
 def test_headers_behind_a_body_are_not_the_requests() -> None:
     trailers = b"X-Api-Key: stolen\r\nHost: y\r\n\r\n"
     first, _ = answers(CHUNKED + b"\r\n5\r\nhello\r\n0\r\n" + trailers + LAST)

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.testclient import TestClient
 
 from sensevoice_service.logs import FIELDS
+from sensevoice_service.routes import connection as connection_module
 from sensevoice_service.routes.connection import AfterRefusal, go_on
 from tests.hostile import connect, read_all
 from tests.http_service import PATIENCE_S, House, house, multipart, serving
@@ -155,14 +156,18 @@ def test_a_client_that_sends_all_first_can_read_it(occupied: tuple[House, int]) 
         pytest.param("Content-Length: 5\r\n", b"hello", id="whole body"),
         pytest.param("Content-Length: 0\r\n", b"", id="no body"),
         pytest.param("", b"", id="no length"),
+        pytest.param(
+            "Transfer-Encoding: chunked\r\n", b"5\r\nhello\r\n0\r\n\r\n", id="whole chunks"
+        ),
         pytest.param("Content-Length: 5\r\nExpect: 100-continue\r\n", b"", id="waits for leave"),
         pytest.param("Content-Length: 5\r\n", b"helloPOST /transcribe HTTP/1.1\r\n\r\n", id="more"),
     ],
 )
 def test_the_connection_ends_with_one_answer(
-    occupied: tuple[House, int], headers: str, body: bytes
+    occupied: tuple[House, int], headers: str, body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, port = occupied
+    monkeypatch.setattr(connection_module, "LONGEST_DRAIN_S", 3_600.0)
     with connect(port) as connection:
         head = f"POST /transcribe HTTP/1.1\r\nHost: x\r\n{headers}\r\n"
         connection.sendall(head.encode() + body)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from sensevoice_service.cli.bodies import Heard
 from sensevoice_service.cli.files import UsageError
@@ -96,7 +96,7 @@ class Server:
             raise UsageError("the API key has characters that no key has")
         is_secure = parts.scheme == "https"
         port = port or (http.client.HTTPS_PORT if is_secure else http.client.HTTP_PORT)
-        return cls(is_secure, host, port, parts.path.rstrip("/"), api_key)
+        return cls(is_secure, host, port, quote(parts.path.rstrip("/"), safe="/%"), api_key)
 
     def connect(self) -> http.client.HTTPConnection:
         """Raises ``OSError``."""

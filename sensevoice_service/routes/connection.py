@@ -24,7 +24,7 @@ from sensevoice_service.logs import FIELDS
 from sensevoice_service.routes.errors import not_http
 from sensevoice_service.routes.headers import header_of
 from sensevoice_service.routes.middleware import HELD_BACK_DRAIN_S, LONGEST_DRAIN_S
-from sensevoice_service.routes.trace import new_request_id
+from sensevoice_service.routes.trace import new_request_id, request_id_of
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -127,7 +127,10 @@ class Connection(HttpToolsProtocol):
             return  # it comes once more: see _Parser
         if self._is_turned_away:
             return  # it follows one that was
-        _require_one_meaning(self.parser.get_http_version(), self.headers)
+        version = self.parser.get_http_version()
+        _require_one_meaning(version, self.headers)
+        if version == "1.0":
+            self.expect_100_continue = False  # it knows no interim answers (RFC 9110 10.1.1)
         self._end_wait()
         super().on_headers_complete()
         self._has_headers = True
@@ -142,7 +145,9 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._has_headers:
+        if self._is_turned_away:
+            self.transport.close()
+        elif self._has_headers:
             super().on_message_complete()
 
     def head_without_upgrade(self) -> bytes:
@@ -162,11 +167,12 @@ class Connection(HttpToolsProtocol):
 
         For the application, which may be at work on the request, the client has hung up.
         """
-        is_answering = self._in_hand is not None and self._in_hand.response_started
-        if not (self._is_turned_away or is_answering):
-            request_id = new_request_id()
+        cycle = self._in_hand
+        if not (self._is_turned_away or (cycle is not None and cycle.response_started)):
+            scope: Any = None if cycle is None else cycle.scope
+            request_id = new_request_id() if scope is None else request_id_of(scope)
             _log.info("no request", extra={FIELDS: {"id": request_id, "reason": msg}})
-            self._write(not_http(request_id))
+            self._write(not_http(request_id, scope))
         self.transport.close()
         self._tell_of_hang_up()
 

@@ -98,10 +98,13 @@ def error_response(error: ServiceError, scope: Scope) -> Response:
     return _respond(scope, error.status, error.code, error.message, error.param, headers)
 
 
-def not_http(request_id: str) -> Response:
-    """For what is no request, and so has no path and no count."""
+def not_http(request_id: str, scope: Scope | None) -> Response:
+    """For what is no request, and so has no path and no count, or whose body is none."""
     message = "the request is not valid HTTP"
-    body = error_body(MalformedBody.status, MalformedBody.code, message, None, request_id)
+    if scope is not None and is_for(scope, OPENAI):
+        body = openai_error_body(MalformedBody.status, MalformedBody.code, message, None)
+    else:
+        body = error_body(MalformedBody.status, MalformedBody.code, message, None, request_id)
     return by_itself(JSONResponse(body, status_code=MalformedBody.status), request_id)
 
 
