@@ -155,7 +155,7 @@ class Comparison:
                 self.measured[key] = replace(one, problem=problem)
 
 
-def share_cores(n: int) -> None:
+def keep_to_cores(n: int) -> None:
     """Keep this process and all that it starts to ``n`` cores, where the system knows how.
 
     Ours reads the number of its workers from there; the peers are told a number of threads.
@@ -247,6 +247,7 @@ def _end(*_: object) -> NoReturn:
 
 def main() -> None:
     arguments = parse_arguments()
+    keep_to_cores(arguments.threads)
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, _end)
     loads = scaled(LOADS, arguments.scale)
@@ -254,7 +255,8 @@ def main() -> None:
     settings["loads"] = [asdict(load) for load in loads]
     report = make_report(settings)
     print(report.header())
-    with set_up(arguments.model, arguments.threads, arguments.cache, arguments.xinference) as setup:
+    model = arguments.model or random_model(arguments.cache)
+    with set_up(model, arguments.threads, arguments.cache, arguments.xinference) as setup:
         comparison = Comparison(setup, arguments.rows, loads, start)
         outcomes = comparison.measure(arguments.rounds)
     print(table(outcomes))
