@@ -76,6 +76,10 @@ def create_app(settings: Settings, on_failure: Callable[[], None] = lambda: None
 
 
 def assemble(settings: Settings, on_failure: Callable[[], None], load: Load) -> Parts:
+    """All parts for these settings: the application's lifespan starts and stops them.
+
+    ``load`` blocks and has a thread of its own, from which ``on_failure`` is called.
+    """
     pool = ThreadPoolExecutor(decode_threads(settings), thread_name_prefix="decode")
     memory = MemoryGauge()
 

@@ -111,21 +111,25 @@ class Pace:
         self._expected = self._missing = 0
 
     def arrived(self, now_s: float) -> None:
+        """A chunk was queued."""
         self._missing -= 1
         if self._missing == 0:
             self._note_refill(now_s)
 
     def ended(self, now_s: float, infer_s: float, answered: int, queued: int) -> None:
+        """A batch ended: clients of ``answered`` chunks may come back, ``queued`` ones wait."""
         if self._missing > 0:
             self._note_refill(now_s)
         self._batch_s = (self._batch_s + infer_s) / 2
         self._expected, self._missing, self._ended_s = answered + queued, answered, now_s
 
     def called(self, padded_frames: int, infer_s: float) -> None:
+        """One call of the model, from which its overhead is learned."""
         self._calls.append((padded_frames, infer_s))
         self.overhead_frames = learned_overhead(self._calls, self.overhead_frames)
 
     def hold_s(self, now_s: float, queued: int, max_wait_s: float) -> float:
+        """For how long from now the next batch should wait for company; 0 or less: not at all."""
         wait_s = patience_s(queued, self._expected, self._refill_s, self._batch_s, max_wait_s)
         return self._ended_s + wait_s - now_s
 

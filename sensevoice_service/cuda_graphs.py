@@ -136,7 +136,7 @@ class Graphs:
                 run = partial(forward, *inputs.arguments())
                 replay = capture(run)
                 inputs.fill(sample)
-                _require_likeness(run(), replay(), sample)
+                _require_same_ids(run(), replay(), sample)
             except RuntimeError as error:
                 _log.warning("no graph of %s, so some batches run slower: %s", bucket, error)
                 if not isinstance(error, torch.OutOfMemoryError):
@@ -159,7 +159,7 @@ class Graphs:
             return replay()[:rows, :frames].to("cpu", copy=True)
 
 
-def _require_likeness(wanted: Tensor, found: Tensor, sample: FeatureBatch) -> None:
+def _require_same_ids(wanted: Tensor, found: Tensor, sample: FeatureBatch) -> None:
     """Raises ``RuntimeError`` where ids differ; a few may, since sums need have no fixed order."""
     alike = [
         wanted[row, : PROMPT_FRAMES + length] == found[row, : PROMPT_FRAMES + length]

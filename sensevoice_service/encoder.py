@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from sensevoice_service.types import PROMPT_FRAMES
 
 PROMPT_ROWS = 16
-EVENT_ROW, EMOTION_ROW = 1, 2
+# By the tag that comes out there; FunASR asks for them together, the other way round.
+EMOTION_ROW, EVENT_ROW = 1, 2
 KEPT_POSITIONS = 2_048  # just over two minutes
 
 
@@ -81,7 +82,7 @@ class PaddingMask:
 
     @classmethod
     def of(cls, n_frames: Tensor, n_max_frames: int, dtype: torch.dtype) -> PaddingMask:
-        """As every layer takes it: each would turn a mask of booleans into such a sum anew."""
+        """In the dtype that layers add and multiply: made once, and not anew by each of them."""
         real = torch.arange(n_max_frames, device=n_frames.device) < n_frames[:, None]
         keys = torch.zeros_like(real, dtype=dtype).masked_fill(~real, -math.inf)
         return cls(keys[:, None, None, :], real[:, :, None].to(dtype), n_frames)
@@ -310,7 +311,7 @@ class SenseVoice(nn.Module):
         (``None``: all of them), the two rows ``(B,)`` index the prompt embedding. Returns
         ``(B, 4 + T, output_size)``. ``features`` is left as it was.
         """
-        fixed = self.embed.weight[EVENT_ROW : EMOTION_ROW + 1].expand(len(features), -1, -1)
+        fixed = self.embed.weight[EMOTION_ROW : EVENT_ROW + 1].expand(len(features), -1, -1)
         languages, textnorms = self.embed(language_rows), self.embed(textnorm_rows)
         x = torch.cat((languages[:, None], fixed, textnorms[:, None], features), dim=1)
         return self.encoder(x, None if n_frames is None else n_frames + PROMPT_FRAMES)

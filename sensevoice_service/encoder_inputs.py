@@ -34,7 +34,7 @@ class EncoderInputs:
         languages, textnorms = batch.language_rows.tolist(), batch.textnorm_rows.tolist()
         features = batch.features.numpy()
         for index, length in enumerate(batch.lengths):
-            prompts = self._prompts[[languages[index], EVENT_ROW, EMOTION_ROW, textnorms[index]]]
+            prompts = self._prompts[[languages[index], EMOTION_ROW, EVENT_ROW, textnorms[index]]]
             x = np.concatenate((prompts, features[index, :length]))
             yield x * self._scale + self._first_positions(len(x))
 

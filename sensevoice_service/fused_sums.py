@@ -38,11 +38,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Arguments:
-    """Of the kernel, in its order.
+    """The kernel's arguments, in its order.
 
-    ``sums (B, T, n)`` becomes ``x + added``, and the memory of ``value`` where it has one, which
-    is ``taps (k, n)``, and ``normed`` the norm of that by ``weight`` and ``bias (n,)``. If it
-    ``is_padded``, ``lengths (B,)`` are read. ``value`` is the last third of ``(B, T, 3 * n)``.
+    It writes ``sums = x + added``, plus the FSMN memory of ``value`` under ``taps (k, n)`` where it
+    is compiled with one, and ``normed``, the layer norm of that with ``weight`` and ``bias (n,)``;
+    all are ``(B, T, n)``. ``lengths (B,)`` is read only if it ``is_padded``, and ``value`` is the
+    last third of a tensor ``(B, T, 3 * n)``.
     """
 
     x: Tensor
@@ -133,7 +134,7 @@ def choose_sums(encoder: SanmEncoder, device: torch.device) -> Sums:
     """Fused ones for a GPU, if they can be had there and agree with the plain ones."""
     try:
         sums = FusedSums(taps_of(encoder), *compile_for(encoder, device))
-        require_likeness(sums, encoder)
+        require_close_sums(sums, encoder)
     except Exception as error:  # Triton, its assembler and the driver have errors of all kinds
         _log.warning("no fused kernels, so the GPU runs slower: %s", error)
         return PlainSums()
@@ -186,7 +187,7 @@ def launcher(n: int, n_taps: int, product_dtype: torch.dtype, device: torch.devi
 
 
 @torch.inference_mode()
-def require_likeness(sums: Sums, encoder: SanmEncoder) -> None:
+def require_close_sums(sums: Sums, encoder: SanmEncoder) -> None:
     """Raises ``ValueError`` unless random frames of a layer get what plain sums give in fp32."""
     layer = layers_of(encoder)[-1]
     norm, convolution = layer.norm2, layer.self_attn.fsmn_block

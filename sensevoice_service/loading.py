@@ -1,7 +1,7 @@
 """From a model folder to a model that infers: on which engine, how precise, with which threads.
 
-On a GPU it is the network in torch. On a CPU it is the same network in C of our own: in int8 on
-nearly every x86, in fp32 and bf16 where there is AMX. Else it is in onnxruntime, in bf16 in torch.
+On a GPU the network runs in torch. On a CPU it is C of our own in int8 on nearly every x86, and in
+fp32 and bf16 with AMX; elsewhere int8 and fp32 run in onnxruntime, and bf16 in torch.
 """
 
 from __future__ import annotations

@@ -109,9 +109,9 @@ class PlanesMean:
 
 
 class GraphMean:
-    """Of any sample format and number of channels, in a libav graph.
+    """The mean of any sample format and number of channels, by a libav graph.
 
-    ``pan`` has the gains it is told.
+    Its ``pan`` is told each gain: libav's own downmix weighs channels unequally.
     """
 
     def __init__(

@@ -9,8 +9,11 @@ of frames a picture in one is full of false frames, so a tag is passed over by i
 
 from __future__ import annotations
 
-from av.audio.stream import AudioStream
-from av.packet import Packet
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
+    from av.packet import Packet
 
 _KINDS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"\0\0\0\0")
 _FRAME_HEADER_BYTES = 4

@@ -43,7 +43,7 @@ class LoadedModel:
 
 
 class Service:
-    """Implements the routes' ``Pipeline`` and ``ServiceState``; ``load`` runs in its own thread.
+    """The routes' ``Pipeline`` and ``status.ServiceState``; ``load`` runs in its own thread.
 
     ``on_failure`` is called, from that thread, if the model cannot be had.
     """

@@ -19,14 +19,13 @@ from torch import Tensor
 
 from sensevoice_service.beam_search import LEAST_LOG_PROB, FrameScores, prefer
 from sensevoice_service.ctc import BLANK_ID, best_path
-from sensevoice_service.engine import Precision
+from sensevoice_service.engine import Precision, noise_chunk
 from sensevoice_service.frontend import FeatureBatch, Frontend
 from sensevoice_service.hotwords import HotWords, make_hot_words
 from sensevoice_service.tags import NO_SPEECH, Vocabulary
 from sensevoice_service.types import (
     LANGUAGES,
     PROMPT_FRAMES,
-    SAMPLE_RATE_HZ,
     Chunk,
     DecodeOptions,
     Hypothesis,
@@ -102,10 +101,9 @@ class SteeredEngine:
     def warm_up(self, shapes: Sequence[tuple[int, float]]) -> None:
         """As the engine within, and one steered chunk of the longest duration."""
         self._engine.warm_up(shapes)
-        n_samples = round(max(duration_s for _, duration_s in shapes) * SAMPLE_RATE_HZ)
-        noise = np.random.default_rng(0).normal(0, 0.01, n_samples).astype(np.float32)
+        noise = noise_chunk(max(duration_s for _, duration_s in shapes))
         among = tuple(self._language_ids)[:1]
-        self([Chunk(noise, 0, 0, DecodeOptions(among=among, hotwords=("a",)))])
+        self([replace(noise, options=DecodeOptions(among=among, hotwords=("a",)))])
 
     def gpu_memory(self) -> dict[str, int] | None:
         return self._engine.gpu_memory()

@@ -102,7 +102,9 @@ def lfr_frames(n_samples: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Hypothesis:
-    """What the model heard in one chunk: greedy CTC, repeats joined, blanks dropped.
+    """What the model heard in one chunk: repeats joined, blanks dropped.
+
+    The tokens are those of the arg-max, or of the beam search where hot words are asked for.
 
     ``token_ids``, ``first_frames`` and ``last_frames`` are int32 ``(n_tokens,)``; frames are 60 ms
     long and count from the start of the chunk (prompts excluded). ``prompt_ids`` are the arg-max
@@ -244,7 +246,7 @@ class Overloaded(ServiceError):
 
 
 class NotReady(ServiceError):
-    """The model is still loading, or the service is stopping."""
+    """The model is still loading or has failed, or the service is stopping."""
 
     status, code = 503, "not_ready"
 

@@ -49,7 +49,6 @@ class Guest:
         await self.task
 
 
-@pytest.mark.asyncio
 async def test_no_more_than_the_limit_hold_a_slot_at_once() -> None:
     door = admission(limit=2)
     guests = [Guest(door) for _ in range(3)]
@@ -61,7 +60,6 @@ async def test_no_more_than_the_limit_hold_a_slot_at_once() -> None:
     assert door.stats() == AdmissionStats(active=0, waiting=0, limit=2, max_waiting=10)
 
 
-@pytest.mark.asyncio
 async def test_those_who_wait_come_in_by_the_order_of_their_coming() -> None:
     door = admission()
     guests = [Guest(door) for _ in range(4)]
@@ -73,7 +71,6 @@ async def test_those_who_wait_come_in_by_the_order_of_their_coming() -> None:
         await settle()
 
 
-@pytest.mark.asyncio
 async def test_a_place_tells_whether_it_has_its_slot() -> None:
     door = admission(limit=1)
     with door.enter() as first, door.enter() as second:
@@ -82,7 +79,6 @@ async def test_a_place_tells_whether_it_has_its_slot() -> None:
         assert not first.is_granted
 
 
-@pytest.mark.asyncio
 async def test_a_newcomer_does_not_overtake_one_who_was_just_let_in() -> None:
     door = admission()
     first, second = Guest(door), Guest(door)
@@ -97,7 +93,6 @@ async def test_a_newcomer_does_not_overtake_one_who_was_just_let_in() -> None:
     await third.leave()
 
 
-@pytest.mark.asyncio
 async def test_a_full_line_turns_newcomers_away_at_once() -> None:
     door = admission(max_waiting=1)
     guests = [Guest(door), Guest(door)]
@@ -112,7 +107,6 @@ async def test_a_full_line_turns_newcomers_away_at_once() -> None:
         await guest.leave()
 
 
-@pytest.mark.asyncio
 async def test_without_a_line_only_free_slots_are_given() -> None:
     door = admission(max_waiting=0)
     async with door.slot():
@@ -122,7 +116,6 @@ async def test_without_a_line_only_free_slots_are_given() -> None:
         assert door.stats().active == 1
 
 
-@pytest.mark.asyncio
 async def test_waiting_ends_when_its_time_is_over() -> None:
     door = admission(queue_timeout_s=0.01)
     async with door.slot():
@@ -133,7 +126,6 @@ async def test_waiting_ends_when_its_time_is_over() -> None:
     assert door.stats().active == 0
 
 
-@pytest.mark.asyncio
 async def test_high_memory_refuses_new_work_and_leaves_old_work_alone() -> None:
     percent = [89.9]
     door = Admission(2, 10, 5.0, lambda: percent[0], 90.0)
@@ -149,7 +141,6 @@ async def test_high_memory_refuses_new_work_and_leaves_old_work_alone() -> None:
         assert door.stats().active == 1
 
 
-@pytest.mark.asyncio
 async def test_a_cancelled_waiter_leaves_the_line() -> None:
     door = admission()
     holder, waiter, last = Guest(door), Guest(door), Guest(door)
@@ -164,7 +155,6 @@ async def test_a_cancelled_waiter_leaves_the_line() -> None:
     assert door.stats().active == 0
 
 
-@pytest.mark.asyncio
 async def test_a_waiter_cancelled_as_its_slot_arrives_passes_the_slot_on() -> None:
     door = admission()
     holder, waiter, last = Guest(door), Guest(door), Guest(door)
@@ -179,7 +169,6 @@ async def test_a_waiter_cancelled_as_its_slot_arrives_passes_the_slot_on() -> No
     assert door.stats() == AdmissionStats(active=0, waiting=0, limit=1, max_waiting=10)
 
 
-@pytest.mark.asyncio
 async def test_an_error_inside_gives_the_slot_back() -> None:
     door = admission()
     with pytest.raises(ZeroDivisionError):
@@ -188,7 +177,6 @@ async def test_an_error_inside_gives_the_slot_back() -> None:
     assert door.stats().active == 0
 
 
-@pytest.mark.asyncio
 async def test_refusal_says_what_a_newcomer_would_be_told() -> None:
     door = admission(max_waiting=0)
     assert door.refusal() is None
@@ -213,7 +201,6 @@ class Work:
             self.has_ended = True
 
 
-@pytest.mark.asyncio
 async def test_work_that_takes_too_long_is_ended_and_waited_for() -> None:
     door, work = admission(request_timeout_s=0.01), Work()
     with pytest.raises(TimedOut, match=r"longer than 0\.01 s"):
@@ -223,7 +210,6 @@ async def test_work_that_takes_too_long_is_ended_and_waited_for() -> None:
     assert door.stats().active == 0
 
 
-@pytest.mark.asyncio
 async def test_the_wait_for_a_slot_is_part_of_a_request_s_time() -> None:
     door = admission(request_timeout_s=0.01)
     with door.enter() as place:
@@ -234,7 +220,6 @@ async def test_the_wait_for_a_slot_is_part_of_a_request_s_time() -> None:
     assert door.stats() == AdmissionStats(active=0, waiting=0, limit=1, max_waiting=10)
 
 
-@pytest.mark.asyncio
 async def test_work_within_its_time_gives_its_result_or_error() -> None:
     async def result() -> int:
         return 7
@@ -248,7 +233,6 @@ async def test_work_within_its_time_gives_its_result_or_error() -> None:
             await place.within(fail())
 
 
-@pytest.mark.asyncio
 async def test_a_request_that_is_over_leaves_no_timer_behind() -> None:
     door = admission(limit=2, request_timeout_s=60.0)
     with door.enter(), door.enter():
@@ -256,7 +240,6 @@ async def test_a_request_that_is_over_leaves_no_timer_behind() -> None:
     assert door._timers == {}
 
 
-@pytest.mark.asyncio
 async def test_work_is_cancelled_with_its_client() -> None:
     work = Work()
     async with admission().slot() as place:
@@ -268,7 +251,6 @@ async def test_work_is_cancelled_with_its_client() -> None:
     assert work.has_ended
 
 
-@pytest.mark.asyncio
 async def test_closing_ends_those_who_work_and_wait_and_lets_nobody_in() -> None:
     door, work = admission(), Work()
 
@@ -290,7 +272,6 @@ async def test_closing_ends_those_who_work_and_wait_and_lets_nobody_in() -> None
     assert (door.stats().active, door.stats().waiting) == (0, 0)
 
 
-@pytest.mark.asyncio
 async def test_it_is_tidied_up_once_after_the_last_has_gone() -> None:
     door, tidied = admission(), asyncio.Event()
     n_calls = 0

@@ -18,7 +18,7 @@ from sensevoice_service.fused_sums import (
     Launch,
     choose_sums,
     compile_for,
-    require_likeness,
+    require_close_sums,
     taps_of,
 )
 from tests.models import CPU
@@ -121,7 +121,7 @@ def judge(shift: int, dtype: torch.dtype) -> str:
     taps = {module: taps.roll(shift, 0) for module, taps in taps_of(network.encoder).items()}
     sums = FusedSums(taps, *both_interpreted(dtype))
     try:
-        require_likeness(sums, network.encoder)
+        require_close_sums(sums, network.encoder)
     except ValueError as error:
         return str(error)
     return "alike"
@@ -152,7 +152,7 @@ def test_results_that_are_no_numbers_are_not_alike() -> None:
 
     encoder = make_network(torch.float32).encoder
     with pytest.raises(ValueError, match="off by nan"):
-        require_likeness(FusedSums(taps_of(encoder), launch, launch), encoder)
+        require_close_sums(FusedSums(taps_of(encoder), launch, launch), encoder)
 
 
 def test_without_them_there_are_the_plain_ones(

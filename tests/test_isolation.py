@@ -52,14 +52,6 @@ def decoders() -> Iterator[DecoderProcesses]:
     processes.stop()
 
 
-@pytest.fixture
-def hasty() -> Iterator[DecoderProcesses]:
-    processes = DecoderProcesses(DecoderLimits(512 * MIB, timeout_s=0.2, max_idle=3))
-    processes.start()
-    yield processes
-    processes.stop()
-
-
 def hosts() -> list[psutil.Process]:
     children = psutil.Process().children()
     return [child for child in children if "sensevoice_service.decoder_host" in child.cmdline()]
@@ -257,15 +249,19 @@ def test_a_decoder_whose_host_cannot_say_how_it_ended_leaves_its_file_to_be_sent
     host.resume()
 
 
-def test_a_decoder_that_hangs_is_ended_and_its_file_timed_out(hasty: DecoderProcesses) -> None:
-    blocks = hasty.decode(upload(LONG), NO_LIMIT)
+def test_a_decoder_that_hangs_is_ended_and_its_file_timed_out(
+    decoders: DecoderProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = decoders.decode(upload(LONG), NO_LIMIT)
     next(blocks)
     (victim,) = workers()
     victim.suspend()
-    with pytest.raises(TimedOut):
-        list(blocks)
+    with monkeypatch.context() as haste:
+        haste.setattr(decoders, "_limits", replace(LIMITS, timeout_s=0.2))
+        with pytest.raises(TimedOut):
+            list(blocks)
     until(lambda: not victim.is_running())
-    assert len(samples_of(hasty, SHORT)) == len(SHORT[44:]) // 2
+    assert len(samples_of(decoders, SHORT)) == len(SHORT[44:]) // 2
 
 
 def test_a_decoder_that_idly_died_is_passed_over(decoders: DecoderProcesses) -> None:

@@ -31,7 +31,6 @@ def full_house(**settings: Any) -> House:
     return house(MAX_CONCURRENT_REQUESTS=1, MAX_WAITING_REQUESTS=0, **settings)
 
 
-@pytest.mark.asyncio
 async def test_who_finds_no_place_is_told_what_the_application_would_say(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -51,7 +50,6 @@ async def test_who_finds_no_place_is_told_what_the_application_would_say(
     assert 'sensevoice_shed_requests_total{reason="full"} 1.0' in scrape(place)
 
 
-@pytest.mark.asyncio
 async def test_clients_of_openai_are_told_in_its_shape() -> None:
     place = full_house()
     door = place.app().state.door
@@ -79,7 +77,6 @@ def test_door_and_application_say_the_same(path: str) -> None:
     assert "retry-after" in theirs.headers
 
 
-@pytest.mark.asyncio
 @pytest.mark.parametrize(
     "scope",
     [
@@ -98,12 +95,10 @@ async def test_the_application_answers_what_is_no_work_and_what_a_page_asks(
         assert door(scope) is None
 
 
-@pytest.mark.asyncio
 async def test_who_finds_a_place_is_let_in() -> None:
     assert house().app().state.door(post()) is None
 
 
-@pytest.mark.asyncio
 async def test_only_who_has_a_key_is_told_that_there_is_no_place() -> None:
     place = full_house(API_KEYS=KEY)
     door = place.app().state.door

@@ -77,7 +77,6 @@ def test_a_service_in_trouble_says_so(trouble: str, status: str, reason: str) ->
     assert client.get("/health/live").status_code == 200
 
 
-@pytest.mark.asyncio
 async def test_a_service_without_a_free_place_is_overloaded() -> None:
     place = troubled("none")
     client = TestClient(place.app())

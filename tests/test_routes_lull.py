@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from sensevoice_service.routes.lull import LULL_S, QUIET_TURNS, Lull
 
 BUSY_S, IDLE_S = 10 * LULL_S, LULL_S
@@ -16,7 +14,6 @@ async def turns(number: int) -> None:
         await asyncio.sleep(0)
 
 
-@pytest.mark.asyncio
 async def test_a_group_of_refusals_is_followed_by_one_lull() -> None:
     slept_s: list[float] = []
     lull, loop = Lull(lambda: BUSY_S, slept_s.append), asyncio.get_running_loop()
@@ -31,7 +28,6 @@ async def test_a_group_of_refusals_is_followed_by_one_lull() -> None:
     assert slept_s == [LULL_S]
 
 
-@pytest.mark.asyncio
 async def test_each_group_has_its_own() -> None:
     slept_s: list[float] = []
     lull, loop = Lull(lambda: BUSY_S, slept_s.append), asyncio.get_running_loop()
@@ -41,7 +37,6 @@ async def test_each_group_has_its_own() -> None:
     assert slept_s == [LULL_S] * 3
 
 
-@pytest.mark.asyncio
 async def test_there_is_none_where_the_model_would_run_out_of_work() -> None:
     slept_s: list[float] = []
     lull, loop = Lull(lambda: IDLE_S, slept_s.append), asyncio.get_running_loop()

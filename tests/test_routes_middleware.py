@@ -57,7 +57,6 @@ class Wire:
         return (b"connection", b"close") in self.sent[0]["headers"]
 
 
-@pytest.mark.asyncio
 async def test_an_early_answer_is_sent_whole_before_the_rest_is_thrown_away() -> None:
     wire = Wire(n_messages=5)
     received_at: list[int] = []
@@ -73,7 +72,6 @@ async def test_an_early_answer_is_sent_whole_before_the_rest_is_thrown_away() ->
     assert wire.closes
 
 
-@pytest.mark.asyncio
 async def test_no_more_is_thrown_away_than_the_limit() -> None:
     wire = Wire()
     await wire.run(OrderlyRefusal(refuse, 3_000), transfer_encoding="chunked")
@@ -81,7 +79,6 @@ async def test_no_more_is_thrown_away_than_the_limit() -> None:
     assert wire.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
 
 
-@pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("longest", "headers"),
     [("LONGEST_DRAIN_S", {}), ("HELD_BACK_DRAIN_S", {"expect": "100-continue"})],
@@ -103,7 +100,6 @@ async def test_a_silent_client_is_not_waited_for_for_ever(
     assert sent[-1]["more_body"] is False
 
 
-@pytest.mark.asyncio
 async def test_a_client_that_sends_without_the_leave_it_asked_for_is_read_too() -> None:
     wire = Wire(n_messages=5)
     deadlines_s: list[float] = []
@@ -119,7 +115,6 @@ async def test_a_client_that_sends_without_the_leave_it_asked_for_is_read_too() 
     assert deadlines_s[0] <= middleware.HELD_BACK_DRAIN_S < min(deadlines_s[1:])
 
 
-@pytest.mark.asyncio
 @pytest.mark.parametrize("headers", [{}, {"content_length": "0"}])
 async def test_a_request_without_a_body_is_answered_as_it_is(headers: dict[str, str]) -> None:
     wire = Wire()
@@ -129,7 +124,6 @@ async def test_a_request_without_a_body_is_answered_as_it_is(headers: dict[str, 
     assert not wire.closes
 
 
-@pytest.mark.asyncio
 async def test_an_answer_after_the_whole_body_keeps_the_connection() -> None:
     wire = Wire(n_messages=3)
     await wire.run(OrderlyRefusal(read_then_answer, 3_000), content_length="3000")
@@ -137,14 +131,12 @@ async def test_an_answer_after_the_whole_body_keeps_the_connection() -> None:
     assert not wire.closes
 
 
-@pytest.mark.asyncio
 async def test_a_body_of_just_the_limit_is_taken() -> None:
     wire = Wire(n_messages=3)
     await wire.run(BodyLimit(read_then_answer, 3_000), content_length="3000")
     assert wire.sent[0]["status"] == 503
 
 
-@pytest.mark.asyncio
 async def test_a_declared_length_over_the_limit_is_refused_unread() -> None:
     wire = Wire()
     with pytest.raises(UploadTooLarge):
@@ -152,7 +144,6 @@ async def test_a_declared_length_over_the_limit_is_refused_unread() -> None:
     assert wire.n_received == 0
 
 
-@pytest.mark.asyncio
 async def test_an_undeclared_length_is_refused_once_over_the_limit() -> None:
     wire = Wire()
     with pytest.raises(UploadTooLarge, match="larger than"):

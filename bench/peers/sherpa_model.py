@@ -43,7 +43,7 @@ class _Graph(nn.Module):
 
     def forward(self, x: Tensor, x_length: Tensor, language: Tensor, text_norm: Tensor) -> Tensor:
         one = torch.ones_like(language)
-        rows = torch.stack((language, one * EVENT_ROW, one * EMOTION_ROW, text_norm), dim=1)
+        rows = torch.stack((language, one * EMOTION_ROW, one * EVENT_ROW, text_norm), dim=1)
         x = torch.cat((self.network.embed(rows), x), dim=1)
         return self.network.ctc(self.network.encoder(x, x_length + PROMPT_FRAMES))
 

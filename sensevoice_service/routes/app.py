@@ -49,6 +49,12 @@ _KEY_SCHEMES = [
 
 
 def build_app(services: Services, settings: Settings, lifespan: Lifespan | None = None) -> FastAPI:
+    """The routes of these settings, with their middleware from the outside in.
+
+    RequestContext is outermost, so that every answer has an id and a line in the log;
+    OrderlyRefusal sees the answers that ErrorBoundary makes of errors; Guard comes ahead of
+    BodyLimit, so that a stranger learns no limit.
+    """
     max_body_bytes = settings.MAX_UPLOAD_MB * 2**20
     limits, rules = FormLimits.of(settings), SubtitleRules.of(settings)
     guarded = (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, NoReturn, TypeVar
 
 import anyio
@@ -36,10 +37,15 @@ class Client:
     """
 
     def __init__(
-        self, scope: Scope, receive: Receive, stall_timeout_s: float = STALL_TIMEOUT_S
+        self,
+        scope: Scope,
+        receive: Receive,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._receive = receive
         self._stall_timeout_s = stall_timeout_s
+        self._clock = clock
         self._ahead: deque[bytes] = deque()
         self._ahead_bytes = 0
         self._is_complete = False
@@ -48,20 +54,20 @@ class Client:
 
     async def body(self) -> AsyncGenerator[bytes, None]:
         """The body in pieces, once. Raises ``ClientGone`` and ``UploadStalled``."""
-        clock = asyncio.get_running_loop().time
-        began_s, n_bytes = clock(), 0
+        began_s, n_bytes = self._clock(), 0
         while True:
             while self._ahead:
                 n_bytes += len(self._ahead[0])
                 yield self._ahead.popleft()
             if self._is_complete:
                 return
-            latest_s = began_s + self._stall_timeout_s + n_bytes / LEAST_BYTES_PER_S
-            with anyio.move_on_after(min(self._stall_timeout_s, latest_s - clock())) as waiting:
+            allowed_s = self._stall_timeout_s + n_bytes / LEAST_BYTES_PER_S
+            left_s = allowed_s - (self._clock() - began_s)
+            with anyio.move_on_after(min(self._stall_timeout_s, left_s)) as waiting:
                 await self._pull()
-            if waiting.cancelled_caught or clock() > latest_s:
-                waited_s = clock() - began_s
-                raise UploadStalled(f"{n_bytes} bytes of the body came in {waited_s:.0f} s")
+            spent_s = self._clock() - began_s
+            if waiting.cancelled_caught or spent_s > allowed_s:
+                raise UploadStalled(f"{n_bytes} bytes of the body came in {spent_s:.0f} s")
 
     async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``; it is cancelled, and waited for, when the client hangs up.

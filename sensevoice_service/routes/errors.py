@@ -5,6 +5,7 @@ Under ``/v1`` it is OpenAI's, ``{"error": {message, type, param, code}}``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -16,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
+from sensevoice_service.logs import FIELDS
 from sensevoice_service.routes.head import allow_head
 from sensevoice_service.routes.paths import OPENAI, is_for
 from sensevoice_service.routes.security import OF_DATA
@@ -27,6 +29,8 @@ from sensevoice_service.types import (
     ServiceError,
     Unauthorized,
 )
+
+_log = logging.getLogger("sensevoice_service.routes")
 
 CLIENT_GONE_STATUS = 499  # as nginx logs it; nobody is left to read the answer
 
@@ -89,6 +93,12 @@ def openai_error_body(status: int, code: str, message: str, param: str | None) -
 def openai_status(status: int, code: str) -> int:
     """OpenAI's for a wrong field is 400."""
     return 400 if code == InvalidRequest.code else status
+
+
+def unforeseen(error: BaseException, request_id: str) -> ServiceError:
+    """Log it with its traceback; a client is told where to look for it, and nothing else."""
+    _log.error("unexpected error", exc_info=error, extra={FIELDS: {"id": request_id}})
+    return ServiceError("an unexpected error occurred; its request_id is in the log")
 
 
 def error_response(error: ServiceError, scope: Scope) -> Response:

@@ -26,8 +26,8 @@ def make_router(services: Services, clock: Callable[[], float] = time.monotonic)
 
     async def health() -> Response:
         """The state of the service, its model, memory, requests and batches."""
-        status, _ = found = judge(services)
-        return _answer(status, _health_body(services, *found, clock() - started_s))
+        status, reason = judge(services)
+        return _answer(status, _health_body(services, status, reason, clock() - started_s))
 
     async def live() -> Response:
         """200 for as long as the process answers at all: restart it when it does not."""

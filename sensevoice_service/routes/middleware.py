@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 
@@ -11,15 +10,17 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sensevoice_service.logs import FIELDS
 from sensevoice_service.routes.client import waits_for_leave
-from sensevoice_service.routes.errors import CLIENT_GONE_STATUS, ClientGone, error_response
+from sensevoice_service.routes.errors import (
+    CLIENT_GONE_STATUS,
+    ClientGone,
+    error_response,
+    unforeseen,
+)
 from sensevoice_service.routes.headers import header_of
 from sensevoice_service.routes.ledger import Ledger
 from sensevoice_service.routes.trace import RequestTrace, attach, request_id_of, trace_of
 from sensevoice_service.types import Overloaded, ServiceError, UploadTooLarge
-
-_log = logging.getLogger("sensevoice_service.requests")
 
 LONGEST_DRAIN_S = 10.0
 # For the first byte of a client that waits for leave to send its body and gets an answer instead:
@@ -164,8 +165,7 @@ def _answer(error: Exception, scope: Scope) -> Response:
         trace.outcome = "disconnected"
         return Response(status_code=CLIENT_GONE_STATUS)
     if not isinstance(error, ServiceError):
-        _log.error("unexpected error", exc_info=error, extra={FIELDS: {"id": trace.request_id}})
-        error = ServiceError("an unexpected error occurred; its request_id is in the log")
+        error = unforeseen(error, trace.request_id)
     trace.outcome = error.code
     if isinstance(error, Overloaded):
         trace.shed = error.param

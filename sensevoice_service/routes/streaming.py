@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack
@@ -30,16 +29,13 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from sensevoice_service.logs import FIELDS
 from sensevoice_service.routes.client import Client
-from sensevoice_service.routes.errors import ClientGone
+from sensevoice_service.routes.errors import ClientGone, unforeseen
 from sensevoice_service.routes.trace import RequestTrace
 from sensevoice_service.tasks import stop
 from sensevoice_service.types import Progress, ServiceError
 
 KEEP_ALIVE_S = 15.0
-
-_log = logging.getLogger("sensevoice_service.routes")
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _COMMENT = b": still at work\n\n"
@@ -200,9 +196,6 @@ class EventStream(Response):
         if error is None:
             return working.result()
         if not isinstance(error, ServiceError):
-            _log.error(
-                "unexpected error", exc_info=error, extra={FIELDS: {"id": self._trace.request_id}}
-            )
-            error = ServiceError("an unexpected error occurred; its request_id is in the log")
+            error = unforeseen(error, self._trace.request_id)
         self._trace.outcome = error.code
         return self._dialect.error(error)

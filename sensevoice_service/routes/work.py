@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sensevoice_service.admission import Admission, Place
-from sensevoice_service.logs import FIELDS
 from sensevoice_service.routes import forms
 from sensevoice_service.routes.client import Client
+from sensevoice_service.routes.errors import unforeseen
 from sensevoice_service.routes.forms import FormLimits
 from sensevoice_service.routes.services import OnProgress, Pipeline, Services
 from sensevoice_service.routes.streaming import Dialect, Event, OnFileProgress, start_stream
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 # The body of less audio is made in less time than another thread takes to start with it.
 INLINE_AUDIO_S = 60.0
 
-_log = logging.getLogger("sensevoice_service.routes")
 
 T = TypeVar("T")
 
@@ -163,10 +161,9 @@ async def _transcribe_file(
         return await pipeline.transcribe(file, options, on_progress)
     except ServiceError as error:
         return error
-    except Exception:
+    except Exception as error:
         # The other files of the request are not to blame: their texts are still answered.
-        _log.exception("unexpected error", extra={FIELDS: {"id": request_id}})
-        return ServiceError("an unexpected error occurred; its request_id is in the log")
+        return unforeseen(error, request_id)
 
 
 async def rendered(render: Callable[[], T], audio_s: float) -> T:
