@@ -24,6 +24,7 @@ from sensevoice_service.admission import Admission
 from sensevoice_service.audio import AudioLimits
 from sensevoice_service.batcher import Batcher, BatchLimits
 from sensevoice_service.chunker import ChunkPolicy
+from sensevoice_service.cores import usable_cores
 from sensevoice_service.isolation import DecoderLimits, DecoderProcesses
 from sensevoice_service.logs import configure_logging
 from sensevoice_service.memory import MemoryGauge, give_back, keep_all
@@ -170,7 +171,7 @@ def start_decoding(settings: Settings) -> tuple[Decode, Callable[[], None]]:
 
 
 def decode_threads(settings: Settings) -> int:
-    return settings.DECODE_THREADS or (os.cpu_count() or 1) + 1
+    return settings.DECODE_THREADS or usable_cores() + 1
 
 
 def describe(folder: ModelFolder, engines: Sequence[Any]) -> ModelInfo:

@@ -7,7 +7,6 @@ fp32 and bf16 with AMX; elsewhere int8 and fp32 run in onnxruntime, and bf16 in 
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 
 from sensevoice_service.callers import Threads
 from sensevoice_service.check_utterance import check_chunk
+from sensevoice_service.cores import usable_cores
 from sensevoice_service.engine import (
     Engine,
     EngineFiles,
@@ -140,8 +140,7 @@ def share_cores(
     options: EngineOptions, device: torch.device, n_devices: int = 1
 ) -> tuple[int, Threads]:
     """Workers of each device, and the threads of each worker."""
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    n_cores = max(1, (n_cores or 1) // n_devices)
+    n_cores = max(1, usable_cores() // n_devices)
     n_workers = options.n_workers or (n_cores if device.type == "cpu" else 1)
     narrow = options.intra_op_threads or max(1, n_cores // n_workers)
     return n_workers, Threads(narrow=narrow, wide=options.intra_op_threads or n_cores)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import psutil
 
-CGROUP_ROOT = Path("/sys/fs/cgroup")
-PROCESS_CGROUPS = Path("/proc/self/cgroup")
+from sensevoice_service.cgroups import CGROUP_ROOT, PROCESS_CGROUPS, groups_of, text_of
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,10 @@ class _Files:
     cache_key: str
 
 
-_V2 = _Files("memory.max", "memory.current", "inactive_file")
-_V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_FILES = {
+    2: _Files("memory.max", "memory.current", "inactive_file"),
+    1: _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
 def read_memory(
@@ -48,58 +49,31 @@ def read_memory(
     """The fullest of the control groups that hold this process, or the host where none has a limit.
 
     A limit applies to a group and to all groups below it, so each group from the process's own up
-    to the root is looked at. Inside a container the path of the group may be the host's, and so be
-    absent; the mounted root is then the container's own group.
+    to the root is looked at.
     """
     host = psutil.virtual_memory()
     rss_bytes = int(psutil.Process().memory_info().rss)
     groups = [
         MemoryReading(used_bytes, limit_bytes, rss_bytes)
-        for folder, files in _groups(cgroup_root, process_cgroups)
-        for used_bytes, limit_bytes in _usage(folder, files)
+        for folder, version in groups_of("memory", cgroup_root, process_cgroups)
+        for used_bytes, limit_bytes in _usage(folder, _FILES[version])
         if 0 < limit_bytes < host.total
     ]
     whole = MemoryReading(int(host.total - host.available), int(host.total), rss_bytes)
     return max(groups, key=lambda reading: reading.percent, default=whole)
 
 
-def _groups(root: Path, process_cgroups: Path) -> Iterator[tuple[Path, _Files]]:
-    """Folders of the process's memory groups, innermost first, with the names of their files."""
-    for line in _text(process_cgroups).splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if not controllers:
-            yield from ((folder, _V2) for folder in _upwards(root, path))
-        elif "memory" in controllers.split(","):
-            yield from ((folder, _V1) for folder in _upwards(root / "memory", path))
-
-
-def _upwards(root: Path, path: str) -> Iterator[Path]:
-    parts = [part for part in path.split("/") if part]
-    if ".." in parts:  # a group outside the namespace: only its root can be seen
-        parts = []
-    for depth in range(len(parts), -1, -1):
-        yield root.joinpath(*parts[:depth])
-
-
 def _usage(folder: Path, files: _Files) -> Iterator[tuple[int, int]]:
     """Used and permitted bytes of one group; nothing where it has no limit or no such files."""
-    limit, used = _text(folder / files.limit).strip(), _text(folder / files.used).strip()
+    limit, used = text_of(folder / files.limit).strip(), text_of(folder / files.used).strip()
     if not (limit.isdigit() and used.isdigit()):
         return
     cache_bytes = 0
-    for line in _text(folder / "memory.stat").splitlines():
+    for line in text_of(folder / "memory.stat").splitlines():
         key, _, value = line.partition(" ")
         if key == files.cache_key and value.strip().isdigit():
             cache_bytes = int(value)
     yield max(0, int(used) - cache_bytes), int(limit)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""
 
 
 def give_back() -> None:

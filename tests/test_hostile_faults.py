@@ -9,6 +9,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_a_body_that_stalls_gets_408_and_leaves_no_slot_and_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(Client.__init__, "__defaults__", (0.3,))
+    monkeypatch.setattr(Client.__init__, "__defaults__", (0.3, time.monotonic))
     place = house(UPLOAD_MEMORY_MB=0)
     body = form(b"hello")
     with (

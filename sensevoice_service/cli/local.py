@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sensevoice_service.cli.bodies import Heard
+from sensevoice_service.cores import usable_cores
 from sensevoice_service.formats import model_body
 from sensevoice_service.subtitles import SubtitleRules
 from sensevoice_service.types import (
@@ -33,13 +34,11 @@ class LocalRecogniser:
     def __init__(self, settings: Settings, options: DecodeOptions) -> None:
         """Load and warm the model; raises ``ModelError``."""
         # The application knows how its parts go together, and takes a moment to import.
-        from api import load_model
+        from api import decode_threads, load_model
 
         self._options = options
         self._rules = SubtitleRules.of(settings)
-        self._pool = ThreadPoolExecutor(
-            settings.DECODE_THREADS or (os.cpu_count() or 1) + 1, thread_name_prefix="decode"
-        )
+        self._pool = ThreadPoolExecutor(decode_threads(settings), thread_name_prefix="decode")
         self._loaded = load_model(settings, self._pool, threading.Event())
         self._loaded.batcher.start()
         info = self._loaded.info
@@ -71,5 +70,5 @@ def jobs_for(loaded: LoadedModel, settings: Settings) -> int:
     On a GPU one batch runs while the next gathers; on a CPU a chunk runs on each core.
     """
     if loaded.info.device == "cpu":
-        return max(LEAST_CPU_JOBS, 2 * (os.cpu_count() or 1))
+        return max(LEAST_CPU_JOBS, 2 * usable_cores())
     return 2 * settings.BATCH_SIZE

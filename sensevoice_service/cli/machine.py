@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from sensevoice_service.cores import usable_cores
+
 CPUINFO = Path("/proc/cpuinfo")
 # By the names of Linux: x86 first, then ARM. int8 wants VNNI or its kin, bf16 wants bf16.
 FEATURES = (
@@ -76,12 +78,11 @@ def read_cpu(cpuinfo: Path = CPUINFO) -> Cpu:
         facts.setdefault(key.strip(), value.strip())
     flags = set((facts.get("flags") or facts.get("Features") or "").split())
     n_threads = os.cpu_count() or 1
-    has_affinity = hasattr(os, "sched_getaffinity")
     return Cpu(
         name=facts.get("model name", "unknown"),
         cores=psutil.cpu_count(logical=False) or n_threads,
         threads=n_threads,
-        usable=len(os.sched_getaffinity(0)) if has_affinity else n_threads,
+        usable=usable_cores(),
         features=tuple(name for name in FEATURES if name in flags),
     )
 
