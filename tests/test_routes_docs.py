@@ -41,6 +41,17 @@ def test_each_page_lets_no_script_or_style_of_its_own_run_and_nothing_from_elsew
     assert not re.search(r"<style|<script>|\bon\w+=|\bstyle=", answer.text)
 
 
+@pytest.mark.parametrize(
+    ("name", "media_type"), [("swagger.js", "text/javascript"), ("page.css", "text/css")]
+)
+def test_each_file_says_what_it_is_whatever_the_system_takes_it_for(
+    name: str, media_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("starlette.responses.guess_type", lambda *_: ("text/plain", None))
+    answer = client().get(f"/docs/assets/{name}")
+    assert answer.headers["content-type"] == f"{media_type}; charset=utf-8"
+
+
 def test_nothing_is_fetched_from_the_makers_of_the_parts() -> None:
     fetched = re.compile(rb"https://[\w.]*(?:cdn|fonts|telemetry|otel)[\w./]*")
     files = [path for path in ASSETS.rglob("*") if path.suffix in {".js", ".css", ".html"}]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import APIRouter
-from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.staticfiles import StaticFiles
+
+from sensevoice_service.routes.assets import NO_CACHE, asset_endpoint
 
 ASSETS = Path(__file__).with_name("docs_assets")
 
@@ -29,7 +29,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
     )
 )
 _HEADERS = {
-    "cache-control": "no-cache",
+    **NO_CACHE,
     "content-security-policy": CONTENT_SECURITY_POLICY,
     "referrer-policy": "no-referrer",
 }
@@ -38,7 +38,6 @@ _HEADERS = {
 def make_router() -> APIRouter:
     """Addresses within the pages are relative: they hold behind a proxy with a prefix too."""
     router = APIRouter(include_in_schema=False)
-    files = StaticFiles(directory=ASSETS)
     swagger = (ASSETS / "swagger.html").read_text("utf-8")
     redoc = (ASSETS / "redoc.html").read_text("utf-8")
 
@@ -48,16 +47,10 @@ def make_router() -> APIRouter:
     async def reference() -> Response:
         return HTMLResponse(redoc, headers=_HEADERS)
 
-    async def asset(path: str, request: Request) -> Response:
-        # It answers 304 to a browser that has the file, and 404 for what is not in the folder.
-        answer = await files.get_response(path, request.scope)
-        answer.headers["cache-control"] = "no-cache"
-        return answer
-
     for path, endpoint in (
         ("/docs", docs),
         ("/redoc", reference),
-        ("/docs/assets/{path:path}", asset),
+        ("/docs/assets/{path:path}", asset_endpoint(ASSETS)),
     ):
         router.add_api_route(path, endpoint)
     return router

@@ -13,8 +13,8 @@ from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
-from starlette.staticfiles import StaticFiles
 
+from sensevoice_service.routes.assets import NO_CACHE, asset_endpoint
 from sensevoice_service.subtitles import SubtitleRules
 
 if TYPE_CHECKING:
@@ -41,27 +41,17 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-_CACHE = {"cache-control": "no-cache"}
 _HEADERS = {
-    **_CACHE,
+    **NO_CACHE,
     "content-security-policy": CONTENT_SECURITY_POLICY,
     "permissions-policy": "microphone=(self), camera=(), geolocation=()",
     "referrer-policy": "no-referrer",
-}
-# The standard library asks the system for these, and systems differ.
-_MEDIA_TYPES = {
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".json": "application/json",
-    ".svg": "image/svg+xml",
-    ".txt": "text/plain; charset=utf-8",
 }
 
 
 def make_router(settings: Settings) -> APIRouter:
     """Addresses within the page are relative: they hold behind a proxy with a prefix too."""
     router = APIRouter(include_in_schema=False)
-    files = StaticFiles(directory=FOLDER / "page")
     html = _html(settings)
     etag = f'"{sha256(html.encode()).hexdigest()[:32]}"'
 
@@ -74,20 +64,12 @@ def make_router(settings: Settings) -> APIRouter:
     async def sample(name: str) -> Response:
         if name not in SAMPLES or not SAMPLES[name].is_file():
             raise HTTPException(404)
-        return FileResponse(SAMPLES[name], media_type="audio/wav", headers=_CACHE)
-
-    async def asset(path: str, request: Request) -> Response:
-        # It answers 304 to a browser that has the file, and 404 for what is not in the folder.
-        answer = await files.get_response(path, request.scope)
-        answer.headers.update(_CACHE)
-        if answer.status_code == 200 and (media_type := _MEDIA_TYPES.get(Path(path).suffix)):
-            answer.headers["content-type"] = media_type
-        return answer
+        return FileResponse(SAMPLES[name], media_type="audio/wav", headers=NO_CACHE)
 
     for path, endpoint in (
         ("/", page),
         ("/page/samples/{name}", sample),
-        ("/page/{path:path}", asset),
+        ("/page/{path:path}", asset_endpoint(FOLDER / "page")),
     ):
         router.add_api_route(path, endpoint)
     return router
