@@ -35,8 +35,14 @@ def test_a_folder_is_walked_for_audio_in_order(tmp_path: Path) -> None:
 def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
     make(*(tmp_path / name for name in ("._a.wav", ".trash/b.wav", "c.wav")))
     (tmp_path / "pipe.wav").mkdir()
-    (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
     assert names(tmp_path) == ["c.wav"]
+
+
+def test_audio_that_cannot_be_looked_at_is_taken_so_that_it_fails(tmp_path: Path) -> None:
+    (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    assert names(tmp_path) == ["gone.wav"]
+    with pytest.raises(UsageError, match=r"gone\.wav: there is no such file"):
+        find_audio([tmp_path / "gone.wav"])
 
 
 def test_a_file_named_itself_may_have_any_name(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -76,15 +77,19 @@ def find_audio(given: Sequence[Path]) -> list[AudioFile]:
     """
     found: dict[str, AudioFile] = {}
     for path in given:
-        if os.path.isdir(path):  # Path.is_dir raises where it may not look
-            files = list(_walk(path))
-        elif (file := _audio_file(path, Path(path.name))) is not None:
-            files = [file]
-        else:
-            raise UsageError(f"{path}: there is no such file or folder that may be looked into")
-        for file in files:
+        # Path.is_dir raises where it may not look.
+        for file in _walk(path) if os.path.isdir(path) else [_given(path)]:
             found.setdefault(os.path.abspath(file.path), file)
     return list(found.values())
+
+
+def _given(path: Path) -> AudioFile:
+    file = None
+    with suppress(OSError):
+        file = _audio_file(path, Path(path.name))
+    if file is None:
+        raise UsageError(f"{path}: there is no such file or folder that may be looked into")
+    return file
 
 
 def _walk(root: Path) -> Iterator[AudioFile]:
@@ -94,7 +99,11 @@ def _walk(root: Path) -> Iterator[AudioFile]:
             path = Path(folder, name)
             if not _is_looked_for(path):
                 continue
-            if (file := _audio_file(path, path.relative_to(root))) is not None:
+            try:
+                file = _audio_file(path, path.relative_to(root))
+            except OSError:  # it fails, and says why, when its turn comes
+                file = AudioFile(path, path.relative_to(root), 0, 0)
+            if file is not None:
                 yield file
 
 
@@ -103,10 +112,8 @@ def _refuse(error: OSError) -> None:
 
 
 def _audio_file(path: Path, place: Path) -> AudioFile | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
+    """``None`` for a device and the like; raises ``OSError``."""
+    found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         return None
     return AudioFile(path, place, found.st_size, found.st_mtime_ns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
@@ -63,6 +64,12 @@ class Progress:
         if self._bar is not None:
             self._bar.set_description_str(self.line(), refresh=False)
             self._bar.refresh()
+
+    def write(self, text: str, stream: TextIO) -> None:
+        """Elsewhere, which may be the same terminal: the bar makes room for it."""
+        room = nullcontext() if self._bar is None else self._bar.external_write_mode(file=stream)
+        with room:
+            print(text, end="", file=stream, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

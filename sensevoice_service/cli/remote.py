@@ -110,8 +110,8 @@ class Server:
         """Raises ``ModelError`` where nothing answers."""
         try:
             self.connect().close()
-        except OSError as error:
-            reason = error.strerror or error
+        except (OSError, UnicodeError) as error:  # the latter for a name that no host can have
+            reason = getattr(error, "strerror", None) or error
             raise ModelError(f"no service at {self.host}:{self.port}: {reason}") from None
 
     def post(self, path: str, form: Form) -> Answer:

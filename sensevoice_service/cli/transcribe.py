@@ -191,7 +191,7 @@ def _conclude(outcome: Outcome, progress: Progress, form: str) -> None:
     text = render(result, task.audio.path.name, form)
     try:
         if task.output is None:
-            print(text, end="", flush=True)
+            progress.write(text, sys.stdout)
         else:
             write_whole(task.output, text)
     except (OSError, UnicodeError) as error:

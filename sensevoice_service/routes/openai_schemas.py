@@ -25,7 +25,7 @@ class TranscriptionForm(BaseModel):
         description="The language spoken: `zh`, `en`, `yue`, `ja`, `ko`, also as in `zh-CN` or"
         " `english`. Without it the language is detected; several between commas limit what is"
         " detected to these.",
-        examples=["en"],
+        examples=["auto", "en"],
     )
     prompt: str = Field(
         "",
@@ -33,7 +33,7 @@ class TranscriptionForm(BaseModel):
         " commas (also `，` and `、`), semicolons (also `；`) or line ends: two to 50 of them, of"
         " up to four words and 30 characters each, none with a mark that ends a sentence. Any other"
         " text is ignored.",
-        examples=["SenseVoice, Hangzhou, 通义"],
+        examples=["", "SenseVoice, Hangzhou, 通义"],
     )
     response_format: Literal["json", "text", "srt", "vtt", "verbose_json"] = Field(
         "json",
@@ -59,20 +59,20 @@ class TranscriptionForm(BaseModel):
         [],
         alias="languages[]",
         description="Languages that may be spoken; what is detected is one of them.",
-        examples=[["zh", "en"]],
+        examples=[[], ["zh", "en"]],
     )
     keywords: list[str] = Field(
         [],
         alias="keywords[]",
         description="As `hotwords`.",
-        examples=[["SenseVoice", "Hangzhou"]],
+        examples=[[], ["SenseVoice", "Hangzhou"]],
     )
     hotwords: str = Field(
         "",
         description="Words and phrases that are likely to be said, such as names: up to 100, of up"
         " to 50 characters each, between commas (also `，` and `、`) or line ends. No field of"
         " OpenAI's.",
-        examples=["SenseVoice, Hangzhou, 通义"],
+        examples=["", "SenseVoice, Hangzhou, 通义"],
     )
     use_itn: bool = Field(
         True,

@@ -31,7 +31,7 @@ class TranscribeForm(BaseModel):  # described here, and read by forms
         "",
         description="Names for the files in the answer, as many as there are files: between commas"
         " or, for names with commas, in a field for each. The default are the files' own names.",
-        examples=["meeting,interview"],
+        examples=["", "meeting,interview"],
     )
     lang: str = Field(
         "auto",
@@ -50,7 +50,7 @@ class TranscribeForm(BaseModel):  # described here, and read by forms
         "",
         description="Words and phrases that are likely to be said, such as names: up to 100, of up"
         " to 50 characters each, between commas (also `，` and `、`) or line ends.",
-        examples=["SenseVoice, Hangzhou, 通义"],
+        examples=["", "SenseVoice, Hangzhou, 通义"],
     )
     response_format: Literal["json", "text", "srt", "vtt"] = Field(
         "json",

@@ -15,6 +15,7 @@ import { Transcript } from "./transcript.js";
 import { wordsOf } from "./words.js";
 
 const UNAUTHORIZED = 401;
+const ANNOUNCED_CHARACTERS = 200; // the transcript itself is there to be read
 
 export class Card {
   #file;
@@ -32,7 +33,7 @@ export class Card {
 
   /**
    * `page` has `fields()`, the options of the form; `enqueue(job)`; `rules` of subtitles;
-   * `maxBytes` of an upload; and `removed(card)`.
+   * `maxBytes` of an upload; and `removed(neighbour)`.
    */
   constructor(file, page) {
     this.#file = file;
@@ -101,7 +102,7 @@ export class Card {
       new Transcript(detail, name, player, this.#shown.signal).root,
       new Actions(detail, name, this.#page.rules, () => this.start()).root,
     );
-    announce(text("live.done", { name, text: detail.text }));
+    announce(text("live.done", { name, text: detail.text.slice(0, ANNOUNCED_CHARACTERS) }));
   }
 
   #fail(error, key) {
@@ -161,7 +162,8 @@ export class Card {
   #remove() {
     this.#leaving.abort();
     this.#player.destroy();
+    const neighbour = this.root.nextElementSibling ?? this.root.previousElementSibling;
     this.root.remove();
-    this.#page.removed(this);
+    this.#page.removed(neighbour);
   }
 }

@@ -30,7 +30,11 @@ function takeDrops(take) {
     if (!hasFiles(event)) return;
     event.preventDefault();
     show(0);
-    take(await droppedFiles(event.dataTransfer));
+    const lost = [];
+    const files = await droppedFiles(event.dataTransfer, (name) => lost.push(name));
+    take(files);
+    const problem = lost.length ? "drop.lost" : files.length ? null : "drop.empty";
+    complainOf("#drop-problem", problem, { names: lost.join(", ") });
   });
 }
 
@@ -83,11 +87,16 @@ function takeRecordings(take) {
 }
 
 function complain(error) {
-  const place = find("#record-problem");
-  place.hidden = error === null;
-  if (error === null) return;
-  if (!(error instanceof MicrophoneError)) throw error;
-  say(place, error.reason, { reason: error.details });
+  if (error !== null && !(error instanceof MicrophoneError)) throw error;
+  complainOf("#record-problem", error?.reason ?? null, { reason: error?.details });
+}
+
+/** `key` of a text, or null where there is nothing to complain of any more. */
+function complainOf(selector, key, values) {
+  const place = find(selector);
+  place.hidden = key === null;
+  if (key === null) return;
+  say(place, key, values);
   warn(place.textContent);
 }
 

@@ -17,15 +17,16 @@ export function apiKey() {
 /** Whether a key was given that is another than the one that failed. */
 export function askForKey(failed) {
   if (apiKey() !== failed) return Promise.resolve(true);
-  question ??= ask().finally(() => (question = null));
+  question ??= ask(failed !== "").finally(() => (question = null));
   return question;
 }
 
-function ask() {
+function ask(wasRefused) {
   const dialog = find("#key-dialog");
   const input = find("#key-input");
   input.value = "";
   input.title = text("key.rule"); // the page's language stays while the dialog is open
+  find("#key-refused").hidden = !wasRefused;
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => {

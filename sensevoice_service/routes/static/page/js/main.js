@@ -18,9 +18,10 @@ const page = {
     hotwords: find("#hotwords").value.trim(),
   }),
   enqueue: (job) => queue.add(job),
-  removed: () => {
+  /** `neighbour` is the card that took the place of one, if any. */
+  removed: (neighbour) => {
     find("#results").hidden = !find("#cards").childElementCount;
-    (document.querySelector("#cards .card header button") ?? find("#files")).focus();
+    (neighbour?.querySelector("header button") ?? find("#files")).focus({ preventScroll: true });
   },
 };
 

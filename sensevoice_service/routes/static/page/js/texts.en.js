@@ -28,6 +28,8 @@ export const en = {
 
   "drop.title": "Drop audio or video files here",
   "drop.release": "Let go to transcribe",
+  "drop.lost": "Left out, since it cannot be read: {names}",
+  "drop.empty": "There are no files in what was dropped.",
   "drop.formats": "WAV, MP3, FLAC, Ogg, M4A, MP4, WebM and others",
   "drop.choose": "Choose files",
   "record.start": "Record",
@@ -108,6 +110,7 @@ export const en = {
   "key.title": "An API key is needed",
   "key.what":
     "This service is for those who have a key. It is kept until this tab is closed.",
+  "key.refused": "The service does not know the key that was given.",
   "key.label": "API key",
   "key.rule": "A key is made of ASCII letters, digits and marks, without spaces. Copy it anew.",
   "key.save": "Continue",

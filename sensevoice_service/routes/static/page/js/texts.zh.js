@@ -28,6 +28,8 @@ export const zh = {
 
   "drop.title": "把音频或视频文件拖到这里",
   "drop.release": "松开即开始转写",
+  "drop.lost": "以下内容无法读取，已略过：{names}",
+  "drop.empty": "拖入的内容里没有文件。",
   "drop.formats": "支持 WAV、MP3、FLAC、Ogg、M4A、MP4、WebM 等格式",
   "drop.choose": "选择文件",
   "record.start": "录音",
@@ -106,6 +108,7 @@ export const zh = {
 
   "key.title": "需要 API 密钥",
   "key.what": "此服务只对持有密钥者开放。密钥只保留到关闭此标签页为止。",
+  "key.refused": "服务不认识刚才提供的密钥。",
   "key.label": "API 密钥",
   "key.rule": "密钥由 ASCII 字母、数字和符号组成，不含空格。请重新复制。",
   "key.save": "继续",
