@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -53,6 +54,7 @@ HUB_TIMEOUT_S = 5.0
 THREAD_SWITCH_S = 0.0005
 # How often it is asked whether nobody is in, so that memory can be given back.
 TIDY_S = 5.0
+DESCRIPTORS = 65_536
 # For idle inference threads to end; one inside of a model is left behind.
 STOP_S = 1.0
 
@@ -217,6 +219,7 @@ def serve(settings: Settings, load: Load = load_model) -> int:
     """Serve until a signal; returns the exit status, as ``main`` does."""
     configure_logging(settings.LOG_LEVEL, settings.LOG_FORMAT)
     sys.setswitchinterval(THREAD_SWITCH_S)
+    allow_descriptors()
     failed = threading.Event()
     server: Server
 
@@ -248,6 +251,14 @@ def serve(settings: Settings, load: Load = load_model) -> int:
     except SystemExit:  # with uvicorn's own status, a 3
         return EXIT_NO_ADDRESS
     return EXIT_NO_MODEL if failed.is_set() else 0
+
+
+def allow_descriptors() -> None:
+    """As many as may be: each connection is one, and shells allow 1,024 unless they are asked."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def main() -> int:

@@ -93,6 +93,7 @@ class Batcher:
         self._threads: list[threading.Thread] = []
         self._alive = 0
         self._stopping = False
+        self._on_loss: Callable[[], None] = lambda: None
         self._totals = BatchStats()
         self._queue_waits_s: deque[float] = deque(maxlen=256)
         self._pace = Pace()
@@ -104,9 +105,14 @@ class Batcher:
         with self._changed:
             return 0 < self._alive == len(self._workers)
 
-    def start(self) -> None:
-        """Start the threads, once: raises ``RuntimeError`` the second time or after ``stop``."""
+    def start(self, on_loss: Callable[[], None] = lambda: None) -> None:
+        """Start the threads, once: raises ``RuntimeError`` the second time or after ``stop``.
+
+        ``on_loss`` is called by a thread that ends without having been stopped, as it does where
+        there is no memory for its own book-keeping.
+        """
         with self._changed:
+            self._on_loss = on_loss
             if self._threads or self._stopping:
                 raise RuntimeError("a batcher starts once")
             self._alive = len(self._workers)
@@ -298,6 +304,7 @@ class Batcher:
         """The end of a thread. Should it be the last, nobody would serve the queue."""
         refused: list[Job] = []
         with self._changed:
+            is_lost = not self._stopping
             self._alive -= 1
             batch = self._running.pop(threading.get_ident(), None)
             if self._alive == 0:
@@ -306,3 +313,5 @@ class Batcher:
         refuse(refused)
         for job in batch.jobs if batch else ():
             settle(job, NotReady("the inference thread has ended"))
+        if is_lost:
+            self._on_loss()

@@ -131,6 +131,9 @@ def _restrict(memory_bytes: int, host: int) -> None:
 
     It ends with its host, writes no file and no core dump, starts no process, and gains no rights.
     """
+    # Ahead of the rest: what may not be dumped has its files in /proc owned by root.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
+        file.write(_LIKELY_VICTIM)
     with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
         libc = ctypes.CDLL(None)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -138,8 +141,6 @@ def _restrict(memory_bytes: int, host: int) -> None:
         libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     if os.getppid() != host:
         os._exit(0)
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
-        file.write(_LIKELY_VICTIM)
     _limit(resource.RLIMIT_AS, _address_space_bytes() + memory_bytes)
     _limit(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
     for kind in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):

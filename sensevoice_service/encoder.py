@@ -288,7 +288,10 @@ class SenseVoice(nn.Module):
         self.config = config
         self.encoder = SanmEncoder(config)
         self.ctc = CtcHead(config.output_size, config.vocab_size)
-        self.embed = nn.Embedding(PROMPT_ROWS, config.input_size)
+        # As nn.Embedding draws it, which for a model without memory would import torch's compiler:
+        # more than a second, and no start for a user whom the system has no name for.
+        prompts = torch.randn(PROMPT_ROWS, config.input_size)
+        self.embed = nn.Embedding.from_pretrained(prompts, freeze=False)
 
     def round_products(self, dtype: torch.dtype) -> None:
         """Keep the weights of products in ``dtype`` and feed them so; sums and norms stay as is."""

@@ -171,9 +171,16 @@ def compile_library(target: Target, path: Path) -> None:
     try:
         _run(command)
         os.chmod(unfinished.name, 0o755)  # an image is built by root, and served by another
+        _onto_the_disk(Path(unfinished.name))
         os.replace(unfinished.name, path)
     finally:
         Path(unfinished.name).unlink(missing_ok=True)
+
+
+def _onto_the_disk(path: Path) -> None:
+    """Or a loss of power may leave a name without all of its content, which ends who loads it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _run(command: list[str]) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ class Service:
     def _run_load(self) -> None:
         try:
             loaded = self._load(self._stopping)
-            loaded.batcher.start()
+            loaded.batcher.start(partial(self._fail, "an inference thread has ended"))
             self._loaded = loaded
             if self._stopping.is_set():  # meanwhile: ``stop`` may have found nothing to stop
                 loaded.batcher.stop(timeout_s=0)

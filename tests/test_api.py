@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import threading
@@ -327,3 +328,26 @@ def test_the_settings_say_how_files_are_cut() -> None:
     assert policy.chunks.n_lanes == 3
     assert policy.large_file_bytes == 1_572_864
     assert policy.max_chunks_in_flight == 3
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "wanted"),
+    [
+        (1_024, 1_048_576, 65_536),
+        (1_024, 4_096, 4_096),
+        (1_024, resource.RLIM_INFINITY, 65_536),
+        (100_000, 1_048_576, None),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None),
+        (4_096, 4_096, None),
+    ],
+)
+def test_as_many_descriptors_as_may_be_are_asked_for(
+    soft: int, hard: int, wanted: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
+    from api import allow_descriptors
+
+    allow_descriptors()
+    assert asked == ([] if wanted is None else [(wanted, hard)])

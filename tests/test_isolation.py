@@ -456,3 +456,19 @@ def test_an_upload_that_is_no_file_of_the_system_is_copied(decoders: DecoderProc
     odd = Upload(Odd(), "odd", len(SHORT))  # type: ignore[arg-type]
     blocks = decoders.decode(odd, NO_LIMIT)
     assert sum(len(block.samples) for block in blocks) == len(SHORT[44:]) // 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a user can be changed by root alone")
+def test_a_decoder_is_the_first_that_the_system_ends_whoever_serves() -> None:
+    program = """
+import ctypes, os
+from sensevoice_service import decoder_host
+os.setgid(65534), os.setuid(65534)
+ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # as after the start of a program by that user
+decoder_host._restrict(2**29, os.getppid())
+print(open("/proc/self/oom_score_adj").read())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENT_S
+    )
+    assert done.stdout.split() == ["1000"], done.stderr

@@ -125,6 +125,29 @@ async def test_once_loaded_it_transcribes_and_tells_of_its_model(
     assert failures == []
 
 
+def test_without_one_of_its_inference_threads_it_gives_up(
+    start: Start,
+    pool: ThreadPoolExecutor,
+    failures: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = loaded(pool)
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(model.batcher, "_note", no_memory)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    service = start(lambda _: model)
+    wait_for_load()
+    with pytest.raises(NotReady):
+        model.batcher.submit(CHUNK).result(PATIENT_S)
+    for thread in model.batcher._threads:
+        thread.join(PATIENT_S)
+    assert service.failure == "an inference thread has ended"
+    assert failures == [True]
+
+
 @pytest.mark.parametrize(("device", "counts"), [("cpu", True), ("cuda:0", False)])
 def test_the_cores_have_a_backlog_where_the_model_runs_on_them(
     start: Start, pool: ThreadPoolExecutor, device: str, counts: bool

@@ -78,7 +78,8 @@ def make_router(services: Services, limits: FormLimits, rules: SubtitleRules) ->
         model = ready_model(services.state)
 
         def read(form: FormData, trace: RequestTrace) -> Job:
-            return _Job(services.pipeline, model, rules, trace, _asked(form, limits))
+            asked = _asked(form, limits)
+            return _Job(services.pipeline, model, rules, trace, asked, limits.files_at_once)
 
         return await answer(request, services, limits, read)
 
@@ -125,6 +126,7 @@ class _Job:
     rules: SubtitleRules
     trace: RequestTrace
     asked: _Asked
+    files_at_once: int
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -143,7 +145,7 @@ class _Job:
         began_s = time.perf_counter()
         asked, trace = self.asked, self.trace
         results = await transcribe_files(
-            self.pipeline, asked.files, asked.options, trace, on_progress
+            self.pipeline, asked.files, asked.options, trace, on_progress, self.files_at_once
         )
         _require_success(results, asked)
         outcomes = [

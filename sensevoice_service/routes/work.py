@@ -106,22 +106,21 @@ async def transcribe_files(
     options: DecodeOptions,
     trace: RequestTrace,
     on_progress: OnFileProgress | None = None,
+    at_once: int = 1,
 ) -> list[PipelineResult | ServiceError]:
-    """All files at once; what one of them raises is its own result.
+    """``at_once`` of the files side by side; what one of them raises is its own result.
 
     When cancelled, ends once none of them is read any more.
     """
     began_s = time.perf_counter()
-    work = [
-        _transcribe_file(
-            pipeline,
-            file,
-            options,
-            trace.request_id,
-            None if on_progress is None else partial(on_progress, index),
-        )
-        for index, file in enumerate(files)
-    ]
+    places = asyncio.Semaphore(at_once)
+
+    async def transcribe(index: int, file: Upload) -> PipelineResult | ServiceError:
+        report = None if on_progress is None else partial(on_progress, index)
+        async with places:
+            return await _transcribe_file(pipeline, file, options, trace.request_id, report)
+
+    work = [transcribe(index, file) for index, file in enumerate(files)]
     results = await _all(work) if len(work) > 1 else [await work[0]]
     trace.process_s = time.perf_counter() - began_s
     if done := [result for result in results if not isinstance(result, ServiceError)]:
