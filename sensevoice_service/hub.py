@@ -8,6 +8,9 @@ more bytes come.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
 import http.client
 import json
 import os
@@ -15,11 +18,12 @@ import queue
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Literal
 
@@ -141,9 +145,45 @@ def fetch(
 
     ``to`` takes the place of the hub's cache, ``again`` distrusts what is there already. The
     library's progress bars go to stderr. Raises ``HubError`` when the hub refuses, when nothing
-    arrives for ``stall_s``, or when ``stop`` is set meanwhile.
+    arrives for ``stall_s``, or when ``stop`` is set meanwhile. Where another process of this
+    machine downloads the same, its end is waited for.
     """
     task = {"hub": hub, "repo_id": repo_id, "to": to and str(to), "again": again}
+    stop = stop or threading.Event()
+    with _one_at_a_time(f"{hub} {repo_id} {to}", stop):
+        return _fetch(task, stall_s, stop)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(what: str, stop: threading.Event) -> Iterator[None]:
+    """The hubs' libraries have locks of their own, behind which nothing arrives: that is a stall.
+
+    Raises ``HubError`` when ``stop`` is set meanwhile.
+    """
+    digest = hashlib.sha256(what.encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir(), f"sensevoice-{os.getuid()}-{digest}.lock")
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # without one, the second may be taken for a stall
+            file = stack.enter_context(open(path, "ab", opener=_open_lock))
+            while not _is_locked(file.fileno()):
+                if stop.wait(_POLL_S):
+                    raise HubError("the download was stopped")
+        yield
+
+
+def _open_lock(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _is_locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _fetch(task: Mapping[str, object], stall_s: float, stop: threading.Event) -> Path:
     command = [sys.executable, "-m", "sensevoice_service.hub_download", json.dumps(task)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_child_environment(), text=True
@@ -153,7 +193,7 @@ def fetch(
         reader = threading.Thread(target=_pass_on, args=(child.stdout, lines), name="hub-reader")
         reader.start()
         try:
-            return _follow(lines, stall_s, stop or threading.Event())
+            return _follow(lines, stall_s, stop)
         finally:
             _end(child)
             reader.join()

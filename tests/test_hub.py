@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sensevoice_service.hub import Hub, cached_snapshots, endpoint, why_unreachable
+from sensevoice_service import hub
+from sensevoice_service.hub import Hub, HubError, cached_snapshots, endpoint, why_unreachable
 
 
 @pytest.fixture(autouse=True)
@@ -178,3 +180,37 @@ def test_an_empty_cache_has_nothing(
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert list(cached_snapshots(hub, repo_id)) == []
+
+
+def test_of_two_downloads_of_one_model_the_second_waits_for_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds for processes as for threads: each opens the file anew."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    stop, order = threading.Event(), list[str]()
+
+    def second() -> None:
+        with hub._one_at_a_time("a model", threading.Event()):
+            order.append("second")
+
+    waiting = threading.Thread(target=second)
+    with hub._one_at_a_time("a model", stop):
+        waiting.start()
+        with hub._one_at_a_time("another", stop):
+            order.append("another")
+        stop.set()
+        with pytest.raises(HubError, match="stopped"), hub._one_at_a_time("a model", stop):
+            order.append("stopped")
+        order.append("first")
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert order == ["another", "first", "second"]
+
+
+def test_without_a_place_for_its_lock_a_download_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with hub._one_at_a_time("a model", threading.Event()):
+        pass
+    assert not (tmp_path / "none").exists()
