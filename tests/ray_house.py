@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import queue
+import random
 import signal
 import socket
 import subprocess
@@ -26,8 +27,13 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENT_S = 120.0  # only a hang takes that long
+LOG_TAIL_CHARACTERS = 4_000
 CPUS = 8  # that Ray believes in: its copies do nothing but wait
 MARK = "RAY_HOUSE_OF_TESTS"  # in the environment of every process of a house, whoever its parent
+
+
+class HouseEnded(Exception):
+    """The process of a house is gone; the end of its log."""
 
 
 class House:
@@ -36,6 +42,7 @@ class House:
     def __init__(self, module: str, folder: Path, environment: dict[str, str]) -> None:
         self.port = free_port()
         self._mark = uuid.uuid4().hex
+        self._log = (folder / "log").open("w+b")
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
             cwd=ROOT,
@@ -52,7 +59,7 @@ class House:
             },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._log,
             text=True,
             start_new_session=True,
         )
@@ -75,9 +82,14 @@ class House:
         self._process.stdin.flush()
 
     def hear(self, start: str) -> None:
-        """Waits for a line that starts so."""
+        """Waits for a line that starts so. Raises ``HouseEnded``."""
         while not (line := self._lines.get(timeout=PATIENT_S)).startswith(start):
-            assert line != "ended", "the process has ended"
+            if line == "ended":
+                raise HouseEnded(self._log_tail())
+
+    def _log_tail(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")[-LOG_TAIL_CHARACTERS:]
 
     def processes(self, *names: str) -> list[psutil.Process]:
         """Its own and Ray's whose title or program has one of the names in it; none given: all."""
@@ -106,6 +118,7 @@ class House:
         self._process.wait(PATIENT_S)
         self._reader.join(PATIENT_S)
         self._process.stdout.close()
+        self._log.close()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -140,9 +153,14 @@ def _haproxy_files(folder: Path) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """None of those that the system gives away by itself, nor of those of Ray's workers.
+
+    It is free now, and a Ray of many processes takes dozens of the others until it is bound.
+    """
+    while True:
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", random.randrange(20_000, 32_000)))
+            return int(found.getsockname()[1])
 
 
 @contextlib.contextmanager

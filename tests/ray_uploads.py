@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import httpx
 import psutil
 
-from tests.ray_house import House, free_port, house
+from tests.ray_house import House, HouseEnded, free_port, house
 
 N_UPLOADS = 4
 UPLOAD_BYTES = 115_000_000  # an hour of speech as WAV
@@ -41,6 +41,20 @@ def haproxy() -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
+
+
+def cost_behind_haproxy(attempts: int = 2) -> Cost:
+    """Anew where it does not start: a port that was free may be another's by then."""
+    with house(**haproxy()) as rays:
+        try:
+            rays.deploy(2, "fixed:0")
+        except HouseEnded:
+            if attempts == 1:
+                raise
+        else:
+            assert rays.processes("haproxy")
+            return cost_of_uploads(rays)
+    return cost_behind_haproxy(attempts - 1)
 
 
 def cost_of_uploads(rays: House) -> Cost:

@@ -17,7 +17,7 @@ from tests.fixed_time import pid_of
 from tests.http_service import multipart
 from tests.ray_house import House, house
 from tests.ray_load import Load, per_second, silence
-from tests.ray_uploads import cost_of_uploads, haproxy
+from tests.ray_uploads import cost_behind_haproxy
 
 pytestmark = pytest.mark.ray
 
@@ -150,10 +150,7 @@ async def test_ray_itself_refuses_what_is_beyond_its_bounds(rays: House) -> None
 
 
 def test_behind_haproxy_large_uploads_pass_the_proxy_without_filling_it() -> None:
-    with house(**haproxy()) as rays:
-        rays.deploy(2, "fixed:0")
-        assert rays.processes("haproxy")
-        cost = cost_of_uploads(rays)
+    cost = cost_behind_haproxy()
     assert set(cost.statuses) == {415}
     assert cost.peak_bytes - cost.idle_bytes < 64 * 2**20
 
