@@ -8,6 +8,8 @@ from pathlib import Path
 
 from sensevoice_service.cgroups import CGROUP_ROOT, PROCESS_CGROUPS, Version, groups_of, text_of
 
+LEAST_FILES_AT_ONCE = 4
+
 
 def usable_cores(root: Path = CGROUP_ROOT, process_cgroups: Path = PROCESS_CGROUPS) -> int:
     """Those that it may run on, or fewer where its container has less of their time.
@@ -19,6 +21,11 @@ def usable_cores(root: Path = CGROUP_ROOT, process_cgroups: Path = PROCESS_CGROU
     n_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     shares = [_share(*group) for group in groups_of("cpu", root, process_cgroups)]
     return min([n_cores, *(math.ceil(share) for share in shares if share)])
+
+
+def files_at_once() -> int:
+    """Enough files side by side that each core has work where they are single chunks."""
+    return max(LEAST_FILES_AT_ONCE, 2 * usable_cores())
 
 
 def _share(folder: Path, version: Version) -> float:

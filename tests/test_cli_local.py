@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from config import load_settings
-from sensevoice_service.cli.local import LEAST_CPU_JOBS, LocalRecogniser, jobs_for
-from sensevoice_service.cores import usable_cores
+from sensevoice_service.cli.local import LocalRecogniser, jobs_for
+from sensevoice_service.cores import LEAST_FILES_AT_ONCE, usable_cores
 from sensevoice_service.service import LoadedModel
 from sensevoice_service.status import ModelInfo
 from sensevoice_service.types import CorruptAudio, DecodeOptions, ModelError
@@ -69,4 +69,4 @@ def test_there_are_files_enough_at_once_to_fill_batches(hear: LocalRecogniser) -
     on_cpu = hear._loaded
     on_gpu: LoadedModel = replace(on_cpu, info=ModelInfo("x", False, "cuda:0", "bf16", "", 1))
     assert jobs_for(on_gpu, settings) == 80
-    assert jobs_for(on_cpu, settings) == max(LEAST_CPU_JOBS, 2 * usable_cores())
+    assert jobs_for(on_cpu, settings) == max(LEAST_FILES_AT_ONCE, 2 * usable_cores())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sensevoice_service.cli.bodies import Heard
-from sensevoice_service.cores import usable_cores
+from sensevoice_service.cores import files_at_once
 from sensevoice_service.formats import model_body
 from sensevoice_service.subtitles import SubtitleRules
 from sensevoice_service.types import (
@@ -24,8 +24,6 @@ from sensevoice_service.types import (
 if TYPE_CHECKING:
     from config import Settings
     from sensevoice_service.service import LoadedModel
-
-LEAST_CPU_JOBS = 4
 
 
 class LocalRecogniser:
@@ -70,5 +68,5 @@ def jobs_for(loaded: LoadedModel, settings: Settings) -> int:
     On a GPU one batch runs while the next gathers; on a CPU a chunk runs on each core.
     """
     if loaded.info.device == "cpu":
-        return max(LEAST_CPU_JOBS, 2 * usable_cores())
+        return files_at_once()
     return 2 * settings.BATCH_SIZE

@@ -15,7 +15,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from sensevoice_service.cores import usable_cores
+from sensevoice_service.cores import LEAST_FILES_AT_ONCE, files_at_once
 from sensevoice_service.routes.client import Client
 from sensevoice_service.routes.errors import UnsupportedFormat
 from sensevoice_service.types import (
@@ -35,7 +35,6 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_TEXT_FIELDS = 32
 MAX_TEXT_BYTES, MAX_FORM_TEXT_BYTES = 64 * 1024, 128 * 1024  # of one text field, and of all
 MAX_NAME_CHARACTERS = 200
-LEAST_FILES_AT_ONCE = 4
 
 # What forms come in. Of Python's others some take minutes for what fits into a form: punycode.
 CHARSETS = (
@@ -66,8 +65,7 @@ class FormLimits:
     def of(cls, settings: Settings) -> FormLimits:
         # A spool of size 0 would never spill, which is the opposite of what 0 MiB asks for.
         spool_bytes = max(1, settings.UPLOAD_MEMORY_MB * 2**20)
-        files_at_once = max(LEAST_FILES_AT_ONCE, 2 * usable_cores())
-        return cls(settings.MAX_FILES, spool_bytes, files_at_once)
+        return cls(settings.MAX_FILES, spool_bytes, files_at_once())
 
 
 def require_multipart(headers: Headers) -> None:
